@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
-from qbench.comparison.pairs import is_unquantized, packages_of
+from qbench.comparison.judging import code_of, packages_of
+from qbench.comparison.pairs import is_unquantized
 from qbench.errors import QbenchError
 from qbench.records import Cell, Record, Scalar
 from qbench.registry import declared
 
 # Of `_traits`, by what cells are judged: one is not held against another's, of whatever method.
 JUDGED = ("dtype", "device", "batch", "evaluation", "revision", "packages")
+DECLARED = "declared "  # before the name of a task, which is judged by what it declares, too
 
 
 def format_of(record: Record) -> str:
@@ -98,7 +101,7 @@ def _told_apart(record: Record) -> Iterator[tuple[tuple[str, ...], str, str]]:
     """
     family = _family(record.cell)
     for trait, value in _traits(record).items():
-        yield (record.cell.model,) if trait in JUDGED else family, trait, value
+        yield (record.cell.model,) if _is_of_judging(trait) else family, trait, value
 
 
 def judged_in_words(records: Sequence[Record]) -> list[str]:
@@ -107,8 +110,13 @@ def judged_in_words(records: Sequence[Record]) -> list[str]:
     Empty where all were judged alike, but for how tasks were asked, which is not among it.
     """
     traits = [_traits(record) for record in records]
-    differing = [key for key in JUDGED if len({own[key] for own in traits}) > 1]
-    return [" ".join(own[key] for key in differing if own[key]) for own in traits]
+    keys = [key for key in dict.fromkeys(chain(*traits)) if _is_of_judging(key)]
+    differing = [key for key in keys if len({own[key] for own in traits if key in own}) > 1]
+    return [" ".join(own[key] for key in differing if own.get(key)) for own in traits]
+
+
+def _is_of_judging(key: str) -> bool:
+    return key in JUDGED or key.startswith(DECLARED)
 
 
 def shared_parameters(records: Sequence[Record]) -> str:
@@ -182,12 +190,25 @@ def _traits(record: Record) -> dict[str, str]:
         "dtype": cell.dtype,
         "device": cell.device,
         "batch": f"batch={cell.batch_size}",
-        "evaluation": f"evaluation={cell.evaluation}",
+        "evaluation": f"evaluation={code_of(record)}",
         "source": f"source={cell.source}",
         "quantization": f"quantization={cell.quantization}",
         "revision": f"revision={cell.revision[:12]}",
         "packages": packages_text(record),
+        **_declared(record),
     }
+
+
+def _declared(record: Record) -> dict[str, str]:
+    """By task that a cell was asked, what tells it from others of its name; none in older records.
+
+    That of another task says nothing of this one, so that each is told for itself.
+    """
+    if record.judging is None:
+        return {}
+    told = record.judging.tasks
+    names = [spec.name for spec in record.cell.tasks if spec.name in told]
+    return {f"{DECLARED}{name}": f"evaluation={name}:{told[name]}" for name in names}
 
 
 def _layers(cell: Cell) -> str:

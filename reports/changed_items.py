@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qbench.comparison.changed_answers import answer
-from qbench.comparison.pairs import Pairs, aligned, is_unquantized, judged_alike, protocol
+from qbench.comparison.judging import judged_alike, protocol
+from qbench.comparison.pairs import Pairs, aligned, is_unquantized
 from qbench.comparison.samples import Row, item_name, items_file
 from qbench.records import Record
 from qbench.reports.headline import Headline, headlines

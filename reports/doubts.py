@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from qbench.comparison.pairs import is_unquantized, protocol
+from qbench.comparison.judging import protocol
+from qbench.comparison.pairs import is_unquantized
 from qbench.records import Record, Score, labels
 from qbench.reports.cell_names import ordered
 

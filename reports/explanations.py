@@ -27,9 +27,10 @@ METRICS = {
 COLUMNS = {
     "#": "1 and the number of cells, judged alike and of as many measured bits or fewer, that are "
     "better in the divergence, else the first score, item by item with 95 % confidence; draws that "
-    "differ in their seed alone count once, by the draw of the same seed or else the first; a cell "
-    "without items has no place and is not counted; \u2265 where a cell that was judged otherwise, "
-    "such as by other code, has a better score and cannot be counted",
+    "differ in their seed alone count once, by all draws together, but where either method has a "
+    "single one by the draw of the same seed or else the first; a cell without items has no place "
+    "and is not counted; \u2265 where a cell that was judged otherwise, such as by other code, has "
+    "a better score and cannot be counted",
     "model": "what was quantized",
     "method": "how, with the parameters that differ from their defaults",
     "bits": "nominal: what was asked for",

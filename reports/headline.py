@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from qbench.comparison.pairs import ScoreKey, protocol, score_of
+from qbench.comparison.judging import protocol
+from qbench.comparison.pairs import ScoreKey, score_of
 from qbench.errors import DataError
 from qbench.records import Record, Score, TaskSpec
 from qbench.reports.cell_names import ordered

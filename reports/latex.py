@@ -11,6 +11,7 @@ from qbench.outside_text import printable
 from qbench.records import Record
 from qbench.reports.headline import require
 from qbench.reports.noise import noise_lines
+from qbench.reports.repeats import without_repeats
 from qbench.reports.tables import in_markup
 
 SPECIAL = {
@@ -36,6 +37,7 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
 def latex(records: Sequence[Record], folder: Path) -> str:
     """A `tabular`, one row per cell, the best values bold. It needs the package booktabs."""
     require(records)
+    records = without_repeats(records)
     headings, rows, words = in_markup(
         records, folder, escaped, bold=lambda text: f"\\textbf{{{text}}}"
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from qbench.comparison.judging import code_of, declared_in, protocol
 from qbench.comparison.lint import lint
-from qbench.comparison.pairs import Pairs, pairs_of, protocol
+from qbench.comparison.pairs import Pairs, pairs_of
 from qbench.files.atomic import write_text
 from qbench.outside_text import csv_cell
 from qbench.records import Caution, Record, Score
@@ -139,7 +140,8 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     layers: what single layers and the head have in place of the bits. stored_as: of a model that
     others have quantized, how; its divergences are from the model as it is stored. grid:
     `symmetric`, or empty. calibration_hash: of its text. source, quantization, evaluation: hashes
-    of the method's code, of that by which all methods are applied, and of that which judges. What
+    of the method's code, of that by which all methods are applied, and of that which judges, behind
+    which stands a hash of what the score's task declares. What
     follows `layers` tells cells apart that are alike in all before it; timed_on: the machine of a
     latency.
     """
@@ -210,6 +212,7 @@ def _protocol_columns(record: Record, task: str) -> dict[str, object]:
         "limit": spec.limit,
         "length": spec.length,
         "asked": asked(record, task),
+        "evaluation": ":".join(filter(None, (code_of(record), declared_in(record, task)))),
     }
 
 
@@ -251,7 +254,7 @@ def _cell_columns(record: Record) -> dict[str, object]:
         "dtype": cell.dtype,
         "device": cell.device,
         "batch_size": cell.batch_size,
-        "evaluation": cell.evaluation,
+        "evaluation": code_of(record),
         "packages": packages_text(record),
     }
     if cell.calibration:

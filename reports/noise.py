@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import judged_by, protocol
+from qbench.comparison.judging import judged_by, protocol
 from qbench.records import Record, Score
 from qbench.reports.cell_names import judged_in_words, ordered
 from qbench.reports.headline import settings

@@ -26,6 +26,7 @@ from qbench.reports.plots import headline_figure, leading, models, svg
 from qbench.reports.provenance import environment, label, lead, protocols, reasons, specs
 from qbench.reports.quoted import NOTICE, by_model
 from qbench.reports.ranking import filters, ranking
+from qbench.reports.repeats import without_repeats
 from qbench.reports.tables import captions
 
 FOLDER = Path(__file__).parent
@@ -46,6 +47,7 @@ def html(records: Sequence[Record], folder: Path | None = None) -> str:
     folder: of the run, where the items of its cells lie.
     """
     require(records)
+    records = without_repeats(records)
     columns, rows = ranking(records, folder)
     has_mini_tasks = any(spec.name.startswith("mini-") for spec in specs(records))
     return rendered(

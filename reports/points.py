@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qbench.comparison.pairs import Contrast, Pairs, is_unquantized, judged_by, protocol
+from qbench.comparison.judging import judged_by, protocol
+from qbench.comparison.pairs import Contrast, Pairs, is_unquantized
 from qbench.records import Record, Score
 from qbench.reports.cell_names import names
 from qbench.reports.headline import Headline

@@ -20,20 +20,24 @@ from qbench.reports.doubts import doubts
 from qbench.reports.headline import MINI_NOTICE, Headline, headlines, in_words, require
 from qbench.reports.noise import noise_lines
 from qbench.reports.numbers import number, score_text
+from qbench.reports.repeats import without_repeats
 
 CAPTION = (
     "Beside a score stands its difference from the unquantized model on the same items, with a "
     f"95 % interval: a factor ({TIMES}) of perplexities, points of percent, or the metric's unit. "
     "It is over clusters, such as articles, and does not hold what another calibration sample "
-    "would change. Divergences are such differences already: their interval is their own. Without "
-    "items of both, a score has one standard error behind ±, or its interval where it is a share "
-    "of right answers or of a few clusters. Bold: better, by the interval of the paired "
+    "or seed would change. Divergences are such differences already: their interval is their own. "
+    "Without items of both, a score has one standard error behind ±, or its interval where it is a "
+    "share of right answers or of a few clusters. Bold: better, by the interval of the paired "
     "difference, than every cell of the same model that was judged alike (by the same code and "
     "packages, in one dtype and batch size, on one kind of device, of one revision) and has as "
     f"many measured bits per weight (within {EQUAL_BITS}) or fewer, where there is one of as many; "
     "draws of the cell itself, which differ in their seed alone, are no rivals, and of a cell "
-    "without items or one that was judged otherwise the score alone must be worse. (?): the score "
-    "may say nothing; why stands below."
+    "without items or one that was judged otherwise the score alone must be worse. Between "
+    "methods of several draws, or of several and one that draws nothing, bold and ranks are by all "
+    "draws together, whose interval holds what another draw would change, and have one verdict for "
+    "each method; that of a single draw does not hold it. (?): the score may say nothing; why "
+    "stands below."
 )
 DOUBT = " (?)"  # behind a score that may say nothing; the reason stands below the table
 
@@ -192,6 +196,7 @@ def captions(records: Sequence[Record]) -> list[str]:
 def markdown(records: Sequence[Record], folder: Path | None = None) -> str:
     """The wide table, the best values bold, and what failed and why. DataError without records."""
     require(records)
+    records = without_repeats(records)
     pairs = pairs_of(records, folder)
     parts = ["# qbench leaderboard"]
     if has_mini_tasks(records):

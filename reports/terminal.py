@@ -23,6 +23,7 @@ from qbench.reports.doubts import doubts
 from qbench.reports.headline import MINI_NOTICE, Headline, headlines, require
 from qbench.reports.noise import noise_lines
 from qbench.reports.numbers import number, score_text
+from qbench.reports.repeats import without_repeats
 from qbench.reports.tables import failures, has_mini_tasks, identity
 
 SCREEN_NOTE = (
@@ -41,7 +42,7 @@ def screen(records: Sequence[Record], console: Console, folder: Path | None = No
     require(records)
     pairs = pairs_of(records, folder)
     width = min(SCREEN_WIDTH, console.width)
-    records = ordered(records)
+    records = ordered(without_repeats(records))
     told = labels(record.cell for record in records)
     for model in dict.fromkeys(record.cell.model for record in records):
         mine = [record for record in records if record.cell.model == model]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from qbench.comparison.judging import protocol
 from qbench.comparison.matching import Side
-from qbench.comparison.pairs import protocol
 from qbench.comparison.verdicts import CellVerdict, Finding, Verdict
 from qbench.errors import QbenchError
 from qbench.records import TaskSpec

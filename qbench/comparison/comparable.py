@@ -6,25 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from qbench.comparison.endpoints import Endpoint
-from qbench.comparison.pairs import Pairs, ScoreKey, aligned, packages_of, protocol, score_of
+from qbench.comparison.judging import code_of, declared_in, packages_of, protocol
+from qbench.comparison.pairs import Pairs, ScoreKey, aligned, score_of
 from qbench.comparison.samples import Items
 from qbench.records import Record
 
 ALLOWABLE = ("calibration", "dtype", "batch_size", "device", "evaluation", "packages")
 
 
-def differences(base: Record, candidate: Record, allowed: Sequence[str] = ()) -> list[str]:
+def differences(
+    base: Record,
+    candidate: Record,
+    allowed: Sequence[str] = (),
+    tasks: Sequence[str] | None = None,
+) -> list[str]:
     """Why two cells are not comparable, apart from their items; empty where they are.
 
-    allowed: of ALLOWABLE, what may differ.
+    allowed: of ALLOWABLE, what may differ. tasks: those that count, None for all.
     """
     complaints = []
     first, second = base.cell, candidate.cell
     for name in ("model", "revision"):
         complaints += _differs(name, getattr(first, name), getattr(second, name))
-    for name in ("dtype", "batch_size", "device", "evaluation"):
+    for name in ("dtype", "batch_size", "device"):
         if name not in allowed:
-            complaints += _differs(_called(name), getattr(first, name), getattr(second, name))
+            said = name.replace("_", " ")
+            complaints += _differs(said, getattr(first, name), getattr(second, name))
+    if "evaluation" not in allowed:
+        complaints += _evaluation(base, candidate, tasks)
     if "calibration" not in allowed and first.calibration and second.calibration:
         complaints += _fields("calibration", first.calibration, second.calibration)
     if "packages" not in allowed:
@@ -101,6 +110,20 @@ def tasks_lacking(
     ]
 
 
+def _evaluation(base: Record, candidate: Record, tasks: Sequence[str] | None) -> list[str]:
+    """In what the code that judges differs, and what the tasks declare that both were asked."""
+    if base.judging is None or candidate.judging is None:
+        hashes = base.cell.evaluation, candidate.cell.evaluation
+        return _differs("code that judges", *hashes)
+    complaints = _differs("code that judges", code_of(base), code_of(candidate))
+    others = {spec.name for spec in candidate.cell.tasks}
+    for spec in base.cell.tasks:
+        if spec.name in others and (tasks is None or spec.name in tasks):
+            hashes = declared_in(base, spec.name), declared_in(candidate, spec.name)
+            complaints += _differs(f"what {spec.name} declares", *hashes)
+    return complaints
+
+
 def _packages(base: Record, candidate: Record) -> list[str]:
     second = packages_of(candidate)
     complaints = []
@@ -126,7 +149,3 @@ def _differs(name: str, first: object, second: object) -> list[str]:
 def _brief(value: object) -> str:
     text = "all" if value is None else str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."
-
-
-def _called(name: str) -> str:
-    return {"evaluation": "code that judges", "batch_size": "batch size"}.get(name, name)

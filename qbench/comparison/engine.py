@@ -28,7 +28,7 @@ def engine_reasons(
     difference alone changes a score.
     """
     reasons = []
-    for entry, other in _likes(base, candidate, allowed):
+    for entry, other in _likes(base, candidate, allowed, tasks):
         if entry.id == other.id and base.folder == candidate.folder:
             continue
         for endpoint in endpoints(entry, other, margins, tasks):
@@ -36,7 +36,9 @@ def engine_reasons(
     return reasons
 
 
-def _likes(base: Side, candidate: Side, allowed: Sequence[str]) -> Iterator[tuple[Record, Record]]:
+def _likes(
+    base: Side, candidate: Side, allowed: Sequence[str], tasks: Sequence[str] | None
+) -> Iterator[tuple[Record, Record]]:
     """The pairs of unquantized models of base and candidate that are compared.
 
     The two of a pair have no partner that is more alike: where the dtype is allowed to differ, and
@@ -48,8 +50,8 @@ def _likes(base: Side, candidate: Side, allowed: Sequence[str]) -> Iterator[tupl
     counts: dict[tuple[int, int], int] = {}  # of differences, by the indices of a pair
     for row, entry in enumerate(bases):
         for column, other in enumerate(others):
-            if not differences(entry, other, allowed):
-                counts[row, column] = len(differences(entry, other))
+            if not differences(entry, other, allowed, tasks):
+                counts[row, column] = len(differences(entry, other, tasks=tasks))
     for (row, column), count in counts.items():
         of_base = [counts[spot] for spot in counts if spot[0] == row]
         of_other = [counts[spot] for spot in counts if spot[1] == column]

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from qbench.comparison.judging import judged_alike, judged_by
 from qbench.comparison.pairs import (
     Pairs,
     ScoreKey,
     aligned,
     is_unquantized,
-    judged_alike,
-    judged_by,
     score_of,
 )
 from qbench.comparison.samples import Items

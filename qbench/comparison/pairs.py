@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from qbench.comparison.digits import places_of, plain
+from qbench.comparison.judging import judged_alike, protocol
 from qbench.comparison.samples import Items, Samples
-from qbench.records import Record, Score, TaskSpec
+from qbench.records import Record, Score
 from qbench.stats.difference import Difference
 from qbench.stats.replicates import crossed_mean, crossed_share
 from qbench.tasks.registry import nature_of, unit_of
 
 ScoreKey = tuple[str, str, str]  # task, metric, filter
-# Of a cell, beside the protocol; a model's folder may hold other weights than a day before.
-JUDGED_BY = ("revision", "dtype", "batch_size", "device", "evaluation")
-PACKAGES = ("lm_eval", "torch", "transformers")  # whose versions move scores
 TIMES = "\u00d7"
 FIGURES = 3  # significant digits of what is no share
 ALIKE = 0.2  # the halves of an interval that differ by this share are one half behind a ±
@@ -106,6 +104,7 @@ class _Known:
         self.samples = Samples(folder)
         self.items: dict[tuple[str, ScoreKey], Items | None] = {}
         self.contrasts: dict[tuple[str, str, ScoreKey], Contrast | None] = {}
+        self.over_draws: dict[tuple[object, ...], Contrast | None] = {}
 
 
 class Pairs:
@@ -159,6 +158,19 @@ class Pairs:
             contrasts[name] = self._contrast(base, candidate, key)
         return contrasts[name]
 
+    def over(self, draws: Sequence[tuple[Record, Record]], key: ScoreKey) -> Contrast | None:
+        """The difference of two cells over draws, a base and a candidate of each.
+
+        Draws and clusters of items are crossed. None where one of the draws cannot be paired.
+        """
+        if len(draws) == 1:
+            return self.between(*draws[0], key)
+        name = (*((base.id, candidate.id) for base, candidate in draws), key)
+        known = self._known.over_draws
+        if name not in known:
+            known[name] = self._crossed(draws, key)
+        return known[name]
+
     def items(self, record: Record, key: ScoreKey) -> Items | None:
         """The items behind a cell's score."""
         name = (record.id, key)
@@ -180,6 +192,20 @@ class Pairs:
         if order is None:
             return None
         return contrast(score, first.values, second.values[order], first)
+
+    def _crossed(self, draws: Sequence[tuple[Record, Record]], key: ScoreKey) -> Contrast | None:
+        score, first = score_of(draws[0][1], key), self.items(draws[0][0], key)
+        if score is None or first is None:
+            return None
+        tables: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for pair in draws:
+            for table, record in zip(tables, pair, strict=True):
+                items = self.items(record, key)
+                order = None if items is None else aligned(first, items)
+                if items is None or order is None:
+                    return None
+                table.append(items.values[order])
+        return contrast(score, np.stack(tables[0]), np.stack(tables[1]), first)
 
     def _itself(self, record: Record, key: ScoreKey) -> Contrast | None:
         """A divergence's own mean; of an agreement, what it lacks to 1."""
@@ -253,39 +279,6 @@ def aligned(first: Items, second: Items) -> list[int] | None:
 def is_unquantized(record: Record) -> bool:
     """Whether this is the model as it is, and not quantized by whoever made it."""
     return record.cell.method == "none" and record.cell.stored_as is None
-
-
-def protocol(record: Record, task: str) -> TaskSpec | None:
-    """How this cell was asked to run that task, or the task of which that is a part."""
-    whole: TaskSpec | None = None
-    for spec in record.cell.tasks:
-        if spec.name == task:
-            return spec
-        is_part = task.startswith(f"{spec.name}_")
-        if is_part and (whole is None or len(spec.name) > len(whole.name)):
-            whole = spec
-    return whole
-
-
-def packages_of(record: Record) -> dict[str, str | None]:
-    """The versions of PACKAGES that a cell was judged with; None where it does not say."""
-    versions = record.environment.get("packages", {})
-    return {name: versions.get(name) for name in PACKAGES}
-
-
-def judged_by(record: Record, task: str) -> tuple[object, ...]:
-    """What cells must share before their scores in a task are held against each other.
-
-    How they were asked, by which code and packages, on which kind of device; and the revision,
-    where they are of one model.
-    """
-    own = [getattr(record.cell, name) for name in JUDGED_BY]
-    return (protocol(record, task), *own, *packages_of(record).values())
-
-
-def judged_alike(first: Record, second: Record, task: str) -> bool:
-    """Whether `judged_by` of two cells is the same."""
-    return judged_by(first, task) == judged_by(second, task)
 
 
 def score_of(record: Record, key: ScoreKey) -> Score | None:

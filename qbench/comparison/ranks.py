@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from qbench.comparison.matching import cell_key
-from qbench.comparison.pairs import Pairs, ScoreKey, judged_by, score_of
+from qbench.comparison.judging import judged_by
+from qbench.comparison.matching import Match, cell_key
+from qbench.comparison.pairs import Pairs, ScoreKey, score_of
 from qbench.records import Cell, Record
 
 EQUAL_BITS = 0.05  # measured bits per weight that count as none
+Draws = list[tuple[Record, Record]]  # of a base and a candidate, for `Pairs.over`
 MOST_RANKED = 300  # cells of one model and protocol; each is paired with all others
 # Of a cell, beside model, scheme, method and parameters: what decides which model is quantized,
 # but for the seed.
@@ -23,30 +25,47 @@ def winners(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> set[str]:
 
     Rivals are the cells of the same model, judged alike, that have as many measured bits (within
     EQUAL_BITS) or fewer, but for draws of the cell itself. One of as many must be among them: more
-    bits alone win nothing. Of a rival without items, and of a cell that was judged otherwise
+    bits alone win nothing. Cells of several draws are better by all of them together
+    (`_shared_draws`). Of a rival without items, and of a cell that was judged otherwise
     (`outdone`), nothing is known but its mean, which must be worse.
     """
     best = set()
     beaten = outdone(records, key)
     for group in _groups(records, key):
-        for cell, rivals in _leaders(group, key):
-            if cell.id in beaten:
-                continue
-            known = [rival for rival in rivals if pairs.items(rival, key) is not None]
-            if not any(_costs(cell, rival) for rival in known):
-                continue
-            if all(_is_better(pairs, rival, cell, key) for rival in known):
+        for cell, own, rivals in _leaders(group, key):
+            if cell.id not in beaten and _wins(cell, own, rivals, key, pairs):
                 best.add(cell.id)
     return best
+
+
+def _wins(
+    cell: Record, own: Sequence[Record], rivals: Sequence[Record], key: ScoreKey, pairs: Pairs
+) -> bool:
+    """Whether a cell is better than all rivals. own: the draws of the cell, itself among them."""
+    known = [rival for rival in rivals if pairs.items(rival, key) is not None]
+    lost = [rival for rival in rivals if pairs.items(rival, key) is None]
+    if pairs.items(cell, key) is None or not any(_costs(cell, rival) for rival in known):
+        return False
+    badness = _columns([cell, *lost], key)[2]
+    if (badness[1:] <= badness[0]).any():
+        return False
+    mine = [draw for draw in own if pairs.items(draw, key) is not None]
+    for family in _families(known):
+        draws = _shared_draws(family, mine)
+        for contest in [draws] if draws else [[(rival, cell)] for rival in family]:
+            contrast = pairs.over(contest, key)
+            if contrast is None or not contrast.is_better:
+                return False
+    return True
 
 
 def ranks(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> dict[str, int]:
     """1 and how many rivals are better, pair by pair: cells that cannot be told apart tie.
 
-    Draws count as one rival, by one of them (`_rivals`): a method is ahead once, however often it
-    was drawn. A cell without items has no place and is nobody's rival; nor has one a place that
-    cannot be paired with a rival, since their items are others. None of more than MOST_RANKED
-    cells, whose pairs would take minutes.
+    Draws count as one rival (`_rivals`): a method is ahead once, however often it was drawn. A cell
+    without items has no place and is nobody's rival; nor has one a place that cannot be paired with
+    a rival, since their items are others. None of more than MOST_RANKED cells, whose pairs would
+    take minutes.
     """
     places = {}
     for group in _groups(records, key):
@@ -54,7 +73,7 @@ def ranks(records: Sequence[Record], key: ScoreKey, pairs: Pairs) -> dict[str, i
             continue
         known = [cell for cell in group if pairs.items(cell, key) is not None]
         for cell, rivals in _rivals(known):
-            contrasts = [pairs.between(cell, rival, key) for rival in rivals]
+            contrasts = [pairs.over(draws, key) for draws in rivals]
             paired = [contrast for contrast in contrasts if contrast is not None]
             if len(paired) == len(rivals):
                 places[cell.id] = 1 + sum(contrast.is_better for contrast in paired)
@@ -104,37 +123,68 @@ def _drawn(cell: Cell) -> tuple[Any, ...]:
     return cell_key(cell, MADE_BY)
 
 
-def _rivals(group: Sequence[Record]) -> Iterator[tuple[Record, list[Record]]]:
-    """Every cell with one draw of each other that takes no more bits: that of its seed, if any.
-
-    The same seed has cut the same calibration windows. Else it is the first draw, by its seed.
-    """
+def _families(group: Sequence[Record]) -> list[list[Record]]:
+    """The draws of each cell of a group, by their seeds."""
     families: dict[tuple[Any, ...], list[Record]] = {}
     for record in sorted(group, key=lambda record: record.cell.seed):
         families.setdefault(_drawn(record.cell), []).append(record)
-    for mine, draws in families.items():
-        others = [family for name, family in families.items() if name != mine]
-        for cell in draws:
+    return list(families.values())
+
+
+def _shared_draws(base: Sequence[Record], candidate: Sequence[Record]) -> Draws:
+    """The draws of two families by which both are judged; empty where either has but one.
+
+    A draw moves all items of a model together, which the items of one draw do not show. Draws are
+    paired as in `Match`: by their seeds, and what draws nothing goes with all of the other's.
+    """
+    if len(base) == len(candidate) == 1:
+        return []
+    first, second = (
+        {record.cell.seed: record for record in family} for family in (base, candidate)
+    )
+    draws = Match(base[0].cell.model, first, second).draws()
+    return draws if len(draws) > 1 else []
+
+
+def _rivals(group: Sequence[Record]) -> Iterator[tuple[Record, list[Draws]]]:
+    """Every cell with what it is held against: draws of itself and of a rival of no more bits.
+
+    One entry for each such rival, by their shared draws, which say the same of all draws of a cell.
+    Else it is one draw of the rival: that of the cell's seed, which has cut the same calibration
+    windows, or the first.
+    """
+    families = _families(group)
+    for mine in families:
+        others = [family for family in families if family is not mine]
+        shared = [_shared_draws(mine, family) for family in others]
+        for cell in mine:
             rivals = []
-            for family in others:
+            for family, draws in zip(others, shared, strict=True):
                 near = [rival for rival in family if _costs(rival, cell)]
                 alike = [rival for rival in near if rival.cell.seed == cell.cell.seed]
-                rivals += (alike or near)[:1]
+                if near:
+                    rivals.append(draws or [(cell, (alike or near)[0])])
             yield cell, rivals
 
 
-def _leaders(group: Sequence[Record], key: ScoreKey) -> Iterator[tuple[Record, list[Record]]]:
-    """The cells with a better mean than every rival, and the rivals; none without an equal one.
+def _leaders(
+    group: Sequence[Record], key: ScoreKey
+) -> Iterator[tuple[Record, list[Record], list[Record]]]:
+    """The cells that may be better than every rival, with their own draws, and the rivals.
 
-    Draws of one cell are no rivals of each other. Only these can win, and they are few, so that
-    few pairs are taken.
+    None without a rival of equal bits. Of each rival some draw must have a worse mean than some
+    draw of the cell. Few cells are left, so that few pairs are taken.
     """
     bits, family, badness = _columns(group, key)
+    least, most = (np.full(family.max() + 1, end) for end in (np.inf, -np.inf))
+    np.minimum.at(least, family, badness)
+    np.maximum.at(most, family, badness)
     for index, cell in enumerate(group):
         mine = (bits <= bits[index] + EQUAL_BITS) & (family != family[index])
         equal = mine & (bits >= bits[index] - EQUAL_BITS)
-        if equal.any() and badness[mine].min() > badness[index]:
-            yield cell, [group[int(k)] for k in np.flatnonzero(mine)]
+        if equal.any() and most[family[mine]].min() > least[family[index]]:
+            own = np.flatnonzero(family == family[index])
+            yield cell, [group[int(k)] for k in own], [group[int(k)] for k in np.flatnonzero(mine)]
 
 
 def _columns(records: Sequence[Record], key: ScoreKey) -> tuple[Any, Any, Any]:
@@ -149,8 +199,3 @@ def _columns(records: Sequence[Record], key: ScoreKey) -> tuple[Any, Any, Any]:
     sign = -1.0 if scores[0] is not None and scores[0].higher_is_better else 1.0
     badness = np.array([np.inf if score is None else sign * score.value for score in scores])
     return bits, np.array([numbers[name] for name in drawn]), badness
-
-
-def _is_better(pairs: Pairs, base: Record, candidate: Record, key: ScoreKey) -> bool:
-    contrast = pairs.between(base, candidate, key)
-    return contrast is not None and contrast.is_better

@@ -186,7 +186,7 @@ def _measure(
     draws = match.draws()
     reasons: list[str] = []
     for entry, other in draws:
-        reasons += differences(entry, other, allowed)
+        reasons += differences(entry, other, allowed, tasks)
     reasons += match.lacking(look.draws)
     measures: list[_Measured] = []
     notes = [NO_DRAWS] if match.is_random and len(draws) == 1 else []

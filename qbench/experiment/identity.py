@@ -22,7 +22,7 @@ from qbench.models.identity import Announce, resolved_revision
 from qbench.models.source import ModelSource
 from qbench.models.tokenizers import require_template
 from qbench.quantization import stored_as
-from qbench.records import CalibrationSpec, TaskSpec
+from qbench.records import CalibrationSpec, Judging, TaskSpec
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
 from qbench.tasks.declaration import Declaration
@@ -41,7 +41,7 @@ class Identity:
     declared: by their names in cells, what these tasks are (`task_hash`). comparing: the names of
     those that compare with the unquantized model. calibrations: a method that calibrates has a cell
     for each. dtype: in which models are evaluated. quantization, evaluation, batch_size, device: as
-    in `Cell`.
+    in `Cell`. judging: as in `Record`.
     """
 
     revisions: Mapping[str, str]
@@ -52,6 +52,7 @@ class Identity:
     dtype: str
     quantization: str
     evaluation: str
+    judging: Judging
     batch_size: int
     device: str
     comparing: tuple[str, ...] = ()
@@ -104,6 +105,7 @@ def identify(
         dtype=dtype,
         quantization=quantization_hash(),
         evaluation=evaluation_hash(declared),
+        judging=judging(declared),
         batch_size=grid.defaults["batch_size"],
         device=device.partition(":")[0],
         comparing=tuple(name for name, task in tasks.items() if task.needs_unquantized),
@@ -123,6 +125,15 @@ def evaluation_hash(declared: Mapping[str, str]) -> str:
     """
     texts = [f"{name} {declared[name]}" for name in sorted(declared)]
     return code_hash(JUDGING, version("lm_eval"), *texts)
+
+
+def judging(declared: Mapping[str, str]) -> Judging:
+    """What `evaluation_hash` holds, task by task: a run may share some of its tasks with another.
+
+    declared: as there.
+    """
+    own = {name: told[:12] for name, told in declared.items()}
+    return Judging(code=evaluation_hash({}), tasks=own)
 
 
 def ask(

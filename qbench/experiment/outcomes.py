@@ -52,6 +52,7 @@ def record_of(
         reason=reason,
         environment={**machine, **of_run, **(tokens or {})},
         command=cell_command(plan.grid, cell),
+        judging=plan.judging,
         protocol=plan.protocol,
         **(facts or {}),
     )

@@ -35,7 +35,7 @@ from qbench.models.identity import Announce
 from qbench.models.loading import load_skeleton, with_config
 from qbench.models.source import ModelSource, find_model, is_here
 from qbench.quantization import check_layers, refuse_own_code
-from qbench.records import Cell, labels
+from qbench.records import Cell, Judging, labels
 from qbench.registry import declared, get_method, method_class
 from qbench.tasks.contract import Task
 from qbench.tasks.data import CALIBRATION, Source
@@ -54,6 +54,7 @@ class Plan:
     source: of the data.
     tasks: by their names in the cells' specs.
     declared: what these are (`task_hash`), by the same names.
+    judging: which code judges, for the records.
     modelled: what the cost model says of each cell, by its id.
     estimates: the same, corrected by what earlier runs took.
     timings: of earlier runs, by the model's name.
@@ -76,6 +77,7 @@ class Plan:
     tasks: dict[str, Task]
     device: str
     declared: Mapping[str, str] = field(default_factory=dict)
+    judging: Judging | None = None
     estimates: dict[str, Estimate] = field(default_factory=dict)
     modelled: dict[str, Estimate] = field(default_factory=dict)
     timings: dict[str, Timings] = field(default_factory=dict)
@@ -128,6 +130,7 @@ def make_plan(
             announce(left_out(cell, identity.comparing))
     plan = Plan(grid, cells, models, choice.source, tasks, device, warning=choice.warning)
     plan.declared = identity.declared
+    plan.judging = identity.judging
     plan.protocol = protocol_of(grid, identity, tasks)
     plan.labels = labels(whole)
     _check_and_estimate(plan)

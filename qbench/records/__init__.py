@@ -13,7 +13,7 @@ from qbench.records.cell import (
 )
 from qbench.records.frozen import Bits
 from qbench.records.latency import Decoding, Latency, Product, Spread, threads_in_words
-from qbench.records.record import SCHEMA, Caution, Record, Score
+from qbench.records.record import SCHEMA, Caution, Judging, Record, Score
 
 __all__ = [
     "SCHEMA",
@@ -22,6 +22,7 @@ __all__ = [
     "Caution",
     "Cell",
     "Decoding",
+    "Judging",
     "Latency",
     "Product",
     "Record",

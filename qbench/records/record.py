@@ -67,6 +67,17 @@ class Score(Frozen):
     high: Deviation | None = None
 
 
+class Judging(Frozen):
+    """Which code judged a cell, apart from the packages of its environment.
+
+    code: a hash of our code that judges and of lm-eval's version. tasks: by task, 12 hex digits for
+    what it declares, and of a plug-in for its source.
+    """
+
+    code: str
+    tasks: dict[str, str] = Field(default_factory=dict)
+
+
 class Caution(Frozen):
     """What may be wrong with an evaluation.
 
@@ -91,7 +102,8 @@ class Record(Frozen):
     that trains. evaluation: by task, its `seconds`, how it was computed and what was unusual
     (`facts` of a task's outcome). environment: see `qbench.environment`. command: the command line
     that reproduces this cell alone. latency: of the packed model, measured when all cells of a run
-    are done; None where it was not measured. protocol: `name`, `hash` and `statement` of how the
+    are done; None where it was not measured. judging: of which `Cell.evaluation` is one hash, for
+    all tasks of the run; None in older records. protocol: `name`, `hash` and `statement` of how the
     run judges (`qbench.experiment.protocols`). parameters: all of the method's, also those at their
     defaults. coverage: which linear layers were quantized (`qbench.experiment.coverage`). warnings:
     what may be wrong with the evaluation.
@@ -114,6 +126,7 @@ class Record(Frozen):
     environment: Annotated[dict[str, Any], _with(_Machine)] = Field(default_factory=dict)
     command: str = ""
     latency: Latency | None = None
+    judging: Judging | None = None
     protocol: Annotated[dict[str, Any], _with(_Protocol)] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     coverage: dict[str, Any] = Field(default_factory=dict)

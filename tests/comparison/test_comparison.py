@@ -30,7 +30,7 @@ from qbench.comparison.verdicts import NO_DRAWS, Looked, _identical, compare
 from qbench.comparison.written import _margin, as_json, harm_text, markdown
 from qbench.errors import ConfigError
 from qbench.experiment.store import Store
-from qbench.records import TaskSpec
+from qbench.records import Judging, Record, TaskSpec, digest
 from qbench.stats.sequential import looks
 from qbench.tasks.data import open_source
 
@@ -366,6 +366,44 @@ def test_what_differs_is_named_and_is_no_regression(
     verdict = compare(base, candidate)
     assert verdict.outcome == "not comparable"
     assert reason in verdict.cells[0].reasons
+
+
+def of_command(judging: Judging, tasks: tuple[TaskSpec, ...], **facts: object) -> Record:
+    """A record of a command that asks these tasks, and hashes them all."""
+    made = cell(tasks=tasks, evaluation=digest(judging.model_dump()), **facts)
+    names = [spec.name for spec in tasks]
+    scores = tuple(score for score in made.scores if score.task in names)
+    return made.model_copy(update={"judging": judging, "scores": scores})
+
+
+def test_a_task_is_compared_whatever_else_the_commands_asked(tmp_path: Path) -> None:
+    code = {"wikitext": "1" * 12, "divergence": "2" * 12}
+    one = Judging(code="a" * 12, tasks={"wikitext": "1" * 12})
+    both = Judging(code="a" * 12, tasks=code)
+    sides = []
+    for name, judging, tasks in (("base", one, TASKS[:1]), ("candidate", both, TASKS[:2])):
+        plain = of_command(judging, tasks, method="none", bits=None, damage=0.0)
+        sides.append(side(tmp_path / name, plain, of_command(judging, tasks)))
+    verdict = compare(*sides, tasks=("wikitext",))
+    assert [entry.status for entry in verdict.cells] == ["compared"]
+    whole = compare(*sides)
+    assert whole.cells[0].reasons == ("divergence: the base has no kl_mean",)
+
+
+def test_another_code_or_another_task_of_the_name_is_named(tmp_path: Path) -> None:
+    code = {"wikitext": "1" * 12, "divergence": "2" * 12}
+    base = of_command(Judging(code="a" * 12, tasks=code), TASKS[:2])
+    edited = of_command(
+        Judging(code="a" * 12, tasks=code | {"divergence": "3" * 12}), TASKS[:2], source="1" * 12
+    )
+    told = ["what divergence declares: 222222222222 against 333333333333"]
+    assert differences(base, edited) == told
+    assert differences(base, edited, tasks=("wikitext",)) == []
+    assert differences(base, edited, ("evaluation",)) == []
+    other = of_command(Judging(code="b" * 12, tasks=code), TASKS[:2])
+    assert differences(base, other) == ["code that judges: aaaaaaaaaaaa against bbbbbbbbbbbb"]
+    older = base.model_copy(update={"judging": None})
+    assert differences(older, base) == [] and len(differences(older, edited)) == 1
 
 
 def test_what_is_allowed_to_differ_may(tmp_path: Path) -> None:

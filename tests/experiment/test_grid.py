@@ -16,7 +16,7 @@ from qbench.experiment.grid_file import read_grid
 from qbench.experiment.identity import Identity
 from qbench.experiment.plan import each_model_once
 from qbench.models.source import find_model
-from qbench.records import CalibrationSpec, TaskSpec
+from qbench.records import CalibrationSpec, Judging, TaskSpec
 from qbench.registry import get_method
 
 CALIBRATION = CalibrationSpec(data="c4", sha256="0", samples=2, length=8, dtype="float32")
@@ -38,6 +38,7 @@ def identity(grid, **changes):
         "dtype": "float32",
         "quantization": "q",
         "evaluation": "e",
+        "judging": Judging(code="e"),
         "batch_size": 8,
         "device": "cpu",
     }

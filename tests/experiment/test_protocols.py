@@ -9,6 +9,7 @@ import pytest
 from qbench.errors import ConfigError
 from qbench.experiment import grid as grids
 from qbench.experiment.grid import PRESETS, TASK_KEYS, Grid, parse_set
+from qbench.experiment.outcomes import record_of
 from qbench.experiment.plan import make_plan
 from qbench.records import TaskSpec
 from qbench.tasks.registry import get_task
@@ -62,6 +63,19 @@ def test_a_preset_of_another_version_of_lm_eval_is_refused(tiny_folder, monkeypa
     monkeypatch.setitem(grids.PRESETS, "gptq-2048", other)
     with pytest.raises(ConfigError, match=r"'gptq-2048' is defined with lm_eval 0\.4\.2, and the"):
         plan(tiny_folder, preset="gptq-2048")
+
+
+def test_which_code_judges_is_told_task_by_task(tiny_folder):
+    """What another task declares is not part of it, as it is of the cells' hash of them all."""
+    windows = parse_set(["wikitext.limit=2", "wikitext.length=64"])
+    one, both = plan(tiny_folder, tasks=("wikitext",), set=windows), plan(tiny_folder)
+    assert one.cells[0].evaluation != both.cells[0].evaluation
+    assert one.judging.code == both.judging.code
+    assert one.judging.tasks["mini-text"] == both.judging.tasks["mini-text"]
+    assert both.judging.tasks.keys() == {"mini-text", "mini-arc_easy"}
+    assert len({both.judging.code, *both.judging.tasks.values()}) == 3
+    record = record_of(both, {}, both.cells[0], "skipped", "not run")
+    assert record.judging == both.judging
 
 
 def test_what_is_not_said_leaves_a_specs_identity_as_it_was():

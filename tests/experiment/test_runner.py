@@ -54,7 +54,7 @@ def test_a_record_says_all_that_is_promised(finished):
     body = json.loads(next((out / "records").glob("*.json")).read_text())
     keys = "schema id cell status reason scores bits_per_weight bytes_on_disk quantize_seconds "
     keys += "quantize_peak_bytes quantize_watched evaluate_seconds log evaluation environment "
-    keys += "command latency checksum protocol parameters coverage warnings"
+    keys += "command latency judging checksum protocol parameters coverage warnings"
     assert set(keys.split()) == set(body)
     assert body["scores"][0].keys() >= {
         "task",

@@ -13,21 +13,24 @@ from qbench.comparison.costs import costs, elsewhere
 from qbench.comparison.pairs import Pairs
 from qbench.comparison.ranks import MADE_BY, outdone, ranks, winners
 from qbench.experiment.store import Store
-from qbench.records import Caution, Cell, Latency, Record
+from qbench.records import Caution, Cell, Judging, Latency, Record, digest
 from qbench.reports import latencies
 from qbench.reports.axes import panel
 from qbench.reports.cell_names import names, ordered, shared_parameters
 from qbench.reports.headline import headlines
 from qbench.reports.long_table import long_table
 from qbench.reports.looks import looks
+from qbench.reports.page import html
 from qbench.reports.pictures import file_name, offered
 from qbench.reports.plots import first_figure
 from qbench.reports.ranking import ranking
+from qbench.reports.repeats import without_repeats
 from qbench.reports.tables import grid, markdown
 from qbench.reports.terminal import screen
-from synthetic_records import TIMED, record, scores, stored
+from synthetic_records import TASKS, TIMED, record, scores, stored
 
 PERPLEXITY = ("mini-text", "perplexity", "none")
+KL = ("mini-divergence", "kl_mean", "none")
 
 
 def changed(base: Record, **fields: object) -> Record:
@@ -53,6 +56,60 @@ def test_cells_of_other_packages_are_not_held_against_each_other(tmp_path: Path)
     assert winners(records, PERPLEXITY, pairs) == {records[1].id}
     called = names(records)
     assert "torch=2.1.0" in called[records[3].id] and "torch=2.11.0" in called[records[2].id]
+
+
+def of_command(base: Record, *tasks: str, **declared: str) -> Record:
+    """The record as a command that asks these tasks alone makes it."""
+    specs = tuple(spec for spec in TASKS if spec.name in tasks)
+    judging = Judging(code="a" * 12, tasks={**dict.fromkeys(tasks, "b" * 12), **declared})
+    asked = changed(base, tasks=specs, evaluation=digest(judging.model_dump()))
+    scores = tuple(score for score in base.scores if score.task in tasks)
+    return asked.model_copy(update={"scores": scores, "judging": judging})
+
+
+def test_cells_are_judged_alike_in_a_task_whatever_else_was_asked(tmp_path: Path) -> None:
+    text, both = ("mini-text",), ("mini-text", "mini-divergence")
+    made = [of_command(record("none", None), *tasks) for tasks in (text, both)]
+    made += [of_command(record("rtn", 3, 0.6), *text), of_command(record("gptq", 3, 0.2), *both)]
+    records = stored(made, tmp_path)
+    pairs = Pairs(records, tmp_path)
+    assert len({one.cell.evaluation for one in records}) == 2
+    assert {*names(records).values()} == {"unquantized", "rtn", "gptq"}
+    assert ranks(records, PERPLEXITY, pairs) == {records[2].id: 2, records[3].id: 1}
+    assert winners(records, PERPLEXITY, pairs) == {records[3].id}
+    assert outdone(records, PERPLEXITY) == set()
+    alone = Pairs([records[0]], tmp_path)
+    assert alone.from_unquantized(records[3], PERPLEXITY) is not None
+    table = long_table(records, tmp_path)
+    assert set(table[table.task == "mini-text"].evaluation) == {f"{'a' * 12}:{'b' * 12}"}
+
+
+def test_a_cell_that_was_asked_again_with_more_tasks_is_one_row(tmp_path: Path) -> None:
+    text, both = ("mini-text",), ("mini-text", "mini-divergence")
+    mine = [record("none", None), record("rtn", 3, 0.6)]
+    records = stored([of_command(one, *tasks) for tasks in (text, both) for one in mine], tmp_path)
+    records[1] = records[1].model_copy(update={"latency": TIMED})
+    kept = [records[1].id, records[2].id, records[3].id]
+    assert [one.id for one in without_repeats(records)] == kept, "which alone has its time"
+    records = [records[0], *records[2:]]
+    assert [one.id for one in without_repeats(records)] == kept[1:]
+    assert markdown(records, tmp_path).count("| unquantized") == 1
+    page = html(records, tmp_path)
+    assert [f"cells/{one.id}.html" in page for one in records] == [False, True, True]
+    edited = of_command(mine[1], *text, **{"mini-text": "c" * 12})
+    assert edited in without_repeats([*records, edited]), "another question of the same name"
+
+
+def test_cells_of_an_edited_task_are_held_apart_in_this_task_alone(tmp_path: Path) -> None:
+    both = ("mini-text", "mini-divergence")
+    mine = of_command(record("rtn", 3, 0.6), *both)
+    edited = of_command(record("gptq", 3, 0.2), *both, **{"mini-divergence": "c" * 12})
+    records = stored([mine, edited], tmp_path)
+    pairs = Pairs(records, tmp_path)
+    assert ranks(records, PERPLEXITY, pairs) == {mine.id: 2, edited.id: 1}
+    assert ranks(records, KL, pairs) == {mine.id: 1, edited.id: 1}
+    assert outdone(records, KL) == {mine.id}
+    assert names(records)[edited.id] == f"gptq evaluation=mini-divergence:{'c' * 12}"
 
 
 def test_nothing_is_bold_or_first_over_a_better_cell_that_was_judged_otherwise(
@@ -127,14 +184,48 @@ def test_a_lucky_draw_is_not_bold_over_its_siblings(tmp_path: Path) -> None:
     assert set(ranks(records, PERPLEXITY, pairs).values()) == {1}
 
 
-def test_draws_are_ranked_by_their_like_and_won_over_all(tmp_path: Path) -> None:
-    """A draw of one is better than that of the same seed, and no winner over a lucky one."""
-    others = drawn("gptq", (0.2, 0.5, 0.1), source="1" * 12)
-    records = stored([*drawn("gptq", (0.3, 0.3, 0.3)), *others], tmp_path)
+def held(ours: Sequence[float], theirs: Sequence[float], folder: Path) -> tuple[list[int], str]:
+    """Places of all draws of two methods, and which of them is bold: `110` for the first two."""
+    others = drawn("gptq", theirs, source="1" * 12)
+    records = stored([*drawn("gptq", ours), *others], folder)
+    pairs = Pairs(records, folder)
+    places, best = ranks(records, PERPLEXITY, pairs), winners(records, PERPLEXITY, pairs)
+    return [places[one.id] for one in records], "".join(str(int(r.id in best)) for r in records)
+
+
+def test_draws_are_held_against_each_other_all_together(tmp_path: Path) -> None:
+    """Each draw differs from that of the same seed beyond chance, and the methods do not."""
+    even = (0.3, 0.3, 0.3, 0.3)
+    assert held(even, (0.2, 0.5, 0.1, 0.35), tmp_path) == ([1] * 8, "0" * 8)
+    assert held(even, (0.2, 0.21, 0.19, 0.2), tmp_path) == ([2] * 4 + [1] * 4, "00001111")
+
+
+def test_all_draws_of_a_method_have_one_verdict(tmp_path: Path) -> None:
+    """The worst draw of the better one is behind the best draw of the other."""
+    ours, theirs = (0.30, 0.50, 0.40, 0.45), (0.13, 0.32, 0.23, 0.28)
+    assert held(ours, theirs, tmp_path) == ([2] * 4 + [1] * 4, "00001111")
+
+
+def test_a_single_draw_is_held_against_the_one_of_its_seed(tmp_path: Path) -> None:
+    assert held((0.3,), (0.2, 0.5, 0.1), tmp_path) == ([2, 1, 2, 1], "0101")
+
+
+def test_a_method_that_draws_nothing_is_held_against_all_draws(tmp_path: Path) -> None:
+    """Its one cell has the seed of a draw that is better, and the method is not."""
+    records = stored([*drawn("gptq", (0.1, 0.5, 0.2, 0.4)), record("rtn", 3, 0.3)], tmp_path)
     pairs = Pairs(records, tmp_path)
-    places = ranks(records, PERPLEXITY, pairs)
-    assert [places[one.id] for one in records] == [2, 1, 2, 1, 2, 1]
-    assert winners(records, PERPLEXITY, pairs) == {records[3].id, records[5].id}
+    assert set(ranks(records, PERPLEXITY, pairs).values()) == {1}
+    assert winners(records, PERPLEXITY, pairs) == set()
+
+
+def test_a_draw_without_items_is_none_of_the_shared_ones(tmp_path: Path) -> None:
+    others = drawn("gptq", (0.2, 0.21, 0.4), source="1" * 12)
+    records = stored([*drawn("gptq", (0.3, 0.3, 0.3)), *others], tmp_path)
+    (tmp_path / records[5].scores[0].samples).unlink()
+    pairs = Pairs(records, tmp_path)
+    assert [*ranks(records, PERPLEXITY, pairs).values()] == [2, 2, 2, 1, 1]
+    assert pairs.over([(records[0], records[5]), (records[1], records[4])], PERPLEXITY) is None
+    assert winners(records, PERPLEXITY, pairs) == {records[3].id, records[4].id}
 
 
 def test_what_makes_a_model_tells_draws_from_other_cells() -> None:
