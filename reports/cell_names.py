@@ -80,8 +80,6 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     seen: dict[tuple[object, str], set[str]] = {}
     for record, family, traits in zip(records, families, own, strict=True):
         for key, value in traits.items():
-            if key == "recipe" and not value:  # of most cells: two recipes are what must be told
-                continue
             if key != "packages" or record.status == "ok":  # others may not say
                 seen.setdefault(place(record, family, key), set()).add(value)
     differing = {spot for spot, values in seen.items() if len(values) > 1}
@@ -182,10 +180,9 @@ def _traits(record: Record) -> dict[str, str]:
         "evaluation": f"evaluation={cell.evaluation}",
         "source": f"source={cell.source}",
         "quantization": f"quantization={cell.quantization}",
-        "recipe": f"recipe={cell.recipe}" if cell.recipe else "",
         "revision": f"revision={cell.revision[:12]}",
         "packages": packages_text(record),
-    }
+    } | ({"recipe": f"recipe={cell.recipe}"} if cell.recipe else {})
 
 
 def _layers(cell: Cell) -> str:
