@@ -180,7 +180,7 @@ def run_grid(
     from qbench.experiment.trace import write_trace
     from qbench.reports.registry import require_report_place, write_reports
 
-    folder = grid.out or _folder_of_run(grid.model[0])
+    folder = grid.folder
     with _claim_of(folder, dry_run):
         plan = make_plan(grid, announce, dry_run=dry_run, elsewhere=elsewhere)
     say(protocol(plan))
@@ -203,14 +203,6 @@ def run_grid(
     if unmeasured is not None:
         _print_warnings([unmeasured])
     return 1 if unmeasured or any(record.status == "failed" for record in records) else 0
-
-
-def _folder_of_run(model: str) -> Path:
-    """`runs/` and the name of a model; of a path such as `..` that of the folder that it means."""
-    name = Path(model).name
-    if name in ("", ".."):
-        name = Path(model).resolve().name or "model"  # the root has none
-    return Path("runs") / name.replace("@", "-")
 
 
 def _claim_of(folder: Path, dry_run: bool) -> AbstractContextManager[None]:

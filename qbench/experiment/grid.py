@@ -127,6 +127,19 @@ class Grid(BaseModel):
         return PRESETS[preset]
 
     @property
+    def folder(self) -> Path:
+        """`out`, or `runs/` and the name of the first model.
+
+        A path such as `..` is called as the folder that it means: `runs/..` would be this one.
+        """
+        if self.out is not None:
+            return self.out
+        name = Path(self.model[0]).name
+        if name in ("", ".."):
+            name = Path(self.model[0]).resolve().name or "model"  # the root has no name
+        return Path("runs") / name.replace("@", "-")
+
+    @property
     def variants(self) -> list[tuple[str, dict[str, Scalar]]]:
         """(method, parameters) of every variant, `none` first, each once.
 

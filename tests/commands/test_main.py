@@ -8,13 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from fresh_python import run_python
 from qbench.commands import entry
-from qbench.commands.main import _folder_of_run
 
 START = "from qbench.commands.entry import main; main()"
 
@@ -193,23 +191,3 @@ def test_two_results_in_one_file_are_refused(command, tmp_path, monkeypatch):
 def test_columns_in_which_nothing_can_be_shown_are_not_counted(columns):
     done = run_python("-m", "qbench", "list", "methods", env=os.environ | {"COLUMNS": columns})
     assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) > 20, done
-
-
-@pytest.mark.parametrize(
-    ("model", "folder"),
-    [
-        ("smollm2-135m", "smollm2-135m"),
-        ("Qwen/Qwen3-8B@main", "Qwen3-8B-main"),
-        ("../llama/", "llama"),
-        (".", "sub"),
-        ("..", "llama"),
-        ("../sub/..", "llama"),
-        ("/", "model"),
-    ],
-)
-def test_a_run_has_a_folder_of_its_own_whatever_path_its_model_has(
-    tmp_path, monkeypatch, model, folder
-):
-    (tmp_path / "llama" / "sub").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "llama" / "sub")
-    assert _folder_of_run(model) == Path("runs") / folder

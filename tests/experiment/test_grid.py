@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -541,3 +542,23 @@ def test_the_command_of_a_draw_makes_that_draw_alone():
     assert [cell.seed for cell in draws] == [0, 1, 2, 3]
     command = cell_command(grid, draws[2])
     assert "--seed 2" in command and "--replicates 1" in command
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [
+        ("smollm2-135m", "smollm2-135m"),
+        ("Qwen/Qwen3-8B@main", "Qwen3-8B-main"),
+        ("../llama/", "llama"),
+        (".", "sub"),
+        ("..", "llama"),
+        ("../sub/..", "llama"),
+        ("/", "model"),
+    ],
+)
+def test_a_run_has_a_folder_of_its_own_whatever_path_its_model_has(
+    tmp_path, monkeypatch, model, folder
+):
+    (tmp_path / "llama" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "llama" / "sub")
+    assert Grid(model=(model,)).folder == Path("runs") / folder
