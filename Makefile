@@ -2,7 +2,8 @@
 PYTHON ?= python3
 MODEL  ?= smollm2-135m
 BITS   ?= 2,3,4
-OUT    ?= runs/$(notdir $(MODEL:%/=%))
+# `.` and `..` are called as the folders that they mean.
+OUT    ?= runs/$(notdir $(if $(filter . .. %/. %/..,$(MODEL:%/=%)),$(realpath $(MODEL)),$(MODEL:%/=%)))
 BASE   ?= gptq
 REVISION ?= origin/main
 SHAPES ?= 4096x4096,14336x4096
@@ -12,6 +13,9 @@ THREADS ?= 1
 quoted  = '$(subst ','\'',$1)'
 is_on   = $(filter-out 0 no false,$1)
 typed   = $(filter-out file,$(origin $1))
+# Refuses what stands on make's command line and is none of a target's variables: it would do nothing.
+others  = $(filter-out $1 PYTHON RUN,$(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
+takes   = $(if $(call others,$1),$(error make $@ knows no $(call others,$1); it takes $1))
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready
 # One process more than there are cores, as many tests wait for others. Most start interpreters, which
@@ -34,6 +38,7 @@ $(READY): pyproject.toml constraints.txt $(wildcard kernels/cpu/bcq* methods/nat
 	touch $@
 
 bench: $(READY) ## the grid methods x BITS on MODEL, ending with a leaderboard (METHODS, TASKS, PRESET, DATA, OUT, DRY=1)
+	$(call takes,MODEL BITS METHODS TASKS PRESET DATA OUT DRY)
 	$(RUN)qbench run --model $(call quoted,$(MODEL)) --out $(call quoted,$(OUT)) \
 	  $(if $(filter-out none,$(or $(METHODS),all)),--bits $(call quoted,$(BITS))) \
 	  $(if $(METHODS),--methods $(call quoted,$(METHODS))) $(if $(TASKS),--tasks $(call quoted,$(TASKS))) \
@@ -44,11 +49,13 @@ report: $(READY) ## tables, plots and the page again, from the records in OUT
 	$(RUN)qbench report $(call quoted,$(OUT))
 
 regress: $(READY) ## is METHOD (a file or a name) worse than the method BASE? (MODEL, BITS, DATA, OUT); docs/gate.md
+	$(call takes,METHOD BASE MODEL BITS DATA OUT)
 	$(RUN)qbench regress $(call quoted,$(METHOD)) --base $(call quoted,$(BASE)) --model $(call quoted,$(MODEL)) \
 	  $(if $(call typed,BITS),--bits $(call quoted,$(BITS))) $(if $(call typed,OUT),--out $(call quoted,$(OUT))) \
 	  $(if $(DATA),--data $(call quoted,$(DATA))) --markdown runs/regress.md --json runs/regress.json
 
 gate: $(READY)  ## are the methods that changed since REVISION worse than they were? (MODEL, DATA, GONE, GATE); docs/gate.md
+	$(call takes,REVISION MODEL DATA GONE GATE)
 	$(RUN)python -P benchmarks/gate.py $(REVISION) --model $(call quoted,$(MODEL)) $(if $(GONE),--gone $(call quoted,$(GONE))) -- $(if $(DATA),--data $(call quoted,$(DATA))) $(GATE)
 
 test: $(READY) ## the test suite on all cores, but for what takes minutes each
@@ -127,6 +134,7 @@ speed: $(READY) ## time the kernels and the quantizers; COMPARE=0001 fails where
 	  $(if $(COMPARE),--benchmark-compare=$(COMPARE) --benchmark-compare-fail=min:30%)
 
 latency: $(READY) ## products with packed weights against dense ones and other programs (SHAPES, THREADS, OUT)
+	$(call takes,SHAPES THREADS MODEL OUT)
 	mkdir -p $(call quoted,$(OUT))
 	$(RUN)qbench latency --shapes $(call quoted,$(SHAPES)) --threads $(THREADS) \
 	  --json $(call quoted,$(OUT)/latency.json) --plot $(call quoted,$(OUT)/roofline.png)

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from qbench.commands.main import run_grid
+from qbench.commands.sides import read_side
 from qbench.comparison.matching import Side
 from qbench.comparison.verdicts import Verdict, compare
 from qbench.experiment.grid import parse_set
 from qbench.experiment.grid_file import read_grid
-from qbench.experiment.store import read_records
 from qbench.records import Record
 from qbench.stats.sequential import Look, looks
 
@@ -63,7 +63,8 @@ def main() -> None:
             "set": parse_set(options.set),
         }
         run_grid(read_grid(None, flags))
-    records = [r for r in read_records(options.out)[0] if r.status == "ok"]
+    side, _ = read_side(str(options.out))  # of an edited method the newest draws alone
+    records = [record for record in side.records if record.status == "ok"]
     unquantized = [record for record in records if record.cell.method == "none"]
     draws = sorted((r for r in records if r.cell.method == METHOD), key=lambda r: r.cell.seed)
     if len(draws) < 2 * DRAWS:

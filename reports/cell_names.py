@@ -195,6 +195,7 @@ def _traits(record: Record) -> dict[str, str]:
         "quantization": f"quantization={cell.quantization}",
         "revision": f"revision={cell.revision[:12]}",
         "packages": packages_text(record),
+        "recipe": f"recipe={cell.recipe}" if cell.recipe else "",
         **_declared(record),
     }
 

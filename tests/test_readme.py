@@ -59,15 +59,21 @@ def commands():
     return [shlex.split(part)[1:] for part in parts if part.startswith(".venv/bin/qbench")]
 
 
-def made(line):
-    """The words that `make` would give to `qbench run`; it is asked and runs nothing."""
+def asked(line):
+    """What `make` says to a line; it is asked and runs nothing."""
     # Within `make test` the outer make's flags would be taken over, and its folders printed.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     alone.pop("MFLAGS", None)
-    done = subprocess.run(
+    return subprocess.run(
         [*shlex.split(line), "-n", "-o", ".venv/.ready", "RUN="],
-        cwd=ROOT, capture_output=True, text=True, check=True, env=alone,
+        cwd=ROOT, capture_output=True, text=True, env=alone,
     )  # fmt: skip
+
+
+def made(line):
+    """The words that `make` would give to `qbench run`."""
+    done = asked(line)
+    assert done.returncode == 0, done.stderr
     shown = done.stdout.replace("\\\n", " ")
     return shlex.split(shown[shown.index("qbench run") :])[1:]
 
@@ -121,6 +127,23 @@ def test_make_gives_its_variables_as_they_are():
         "--data": "my data",
     }
     assert "it's here" in made('make bench "OUT=it\'s here"')
+    for model, name in ((".", ROOT.name), ("..", ROOT.parent.name), ("tests/../", ROOT.name)):
+        assert f"runs/{name}" in made(f"make bench MODEL={model}"), "neither this folder nor runs"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("make bench METHOD=gptq", "bench knows no METHOD; it takes MODEL BITS METHODS TASKS"),
+        ("make bench GROUP=32", "bench knows no GROUP; it takes MODEL BITS"),
+        ("make regress METHOD=gptq DRY=1", "regress knows no DRY; it takes METHOD BASE"),
+        ("make gate BITS=3", "gate knows no BITS; it takes REVISION MODEL"),
+        ("make latency BITS=3", "latency knows no BITS; it takes SHAPES"),
+    ],
+)
+def test_make_refuses_a_variable_that_a_target_does_not_take(line, said):
+    done = asked(line)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout
 
 
 @pytest.mark.long

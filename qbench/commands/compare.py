@@ -49,7 +49,7 @@ def compare(
         str,
         typer.Argument(
             help="A run's folder, a record's file or a baseline. :LABEL chooses cells, by a whole "
-            "label or its start; a method's name alone, against a whole label, its cell with "
+            "label or its start; a method's name alone, against a single variant, its cell with "
             "default parameters. Or a method's FILE.py or REVISION:FILE.py, which is run as "
             "`qbench regress` does."
         ),

@@ -64,7 +64,11 @@ def asked(
         str | None, typer.Option(help="With commas; default the preset's; `qbench list methods`.")
     ] = None,
     sweep: Annotated[
-        str | None, typer.Option(help="A named list of variants; `qbench list sweeps`.")
+        str | None,
+        typer.Option(
+            help="A named list of variants; `qbench list sweeps`. What a variant fixes stays, and "
+            "--set changes the rest."
+        ),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="With commas; default the preset's; `qbench list tasks`.")

@@ -174,7 +174,7 @@ def run_grid(
     from qbench.experiment.trace import write_trace
     from qbench.reports.registry import require_report_place, write_reports
 
-    folder = grid.out or Path("runs") / Path(grid.model[0]).name.replace("@", "-")
+    folder = grid.folder
     with _claim_of(folder, dry_run):
         plan = make_plan(grid, announce, dry_run=dry_run, elsewhere=elsewhere)
     say(protocol(plan))

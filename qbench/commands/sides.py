@@ -12,7 +12,7 @@ from qbench.experiment.journal import read_plans
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
 from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
-from qbench.records import Record
+from qbench.records import Cell, Record
 
 
 def read_side(text: str, baselines: Path) -> tuple[Side, list[str]]:
@@ -25,14 +25,16 @@ def read_side(text: str, baselines: Path) -> tuple[Side, list[str]]:
     if spot.suffix == ".json":
         return _one_record(spot, text)
     records, complaints = read_records(spot)
-    newest, fields = _newest(records, spot)
-    if fields:
-        complaints.append(
-            f"{place} holds {len(records) - len(newest)} older cells beside newer ones of the same "
-            f"label and seed that differ in {', '.join(fields)}; those of the last command "
-            f"count, and {place}:ID chooses another"
-        )
-    side = Side(place, spot, tuple(newest))
+    if all(record.id != label for record in records):  # else that very cell is asked for
+        newest, fields = _newest(records, spot)
+        if fields:
+            complaints.append(
+                f"{place} holds {len(records) - len(newest)} older cells beside newer ones of the "
+                f"same label that differ in {', '.join(fields)}; those of the last command "
+                f"count, and {place}:ID chooses another"
+            )
+        records = newest
+    side = Side(place, spot, tuple(records))
     return (chosen(side, label) if label else side), complaints
 
 
@@ -72,8 +74,9 @@ def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str
     """The newest of cells that differ only in what has no name, such as the method's source.
 
     The newest belong to the command that was given last, and among its cells they were written
-    last. (Times of files alone do not do: a copy of a folder has others.) Also returns the fields
-    in which the other cells differ.
+    last. (Times of files alone do not do: a copy of a folder has others.) Of the other draws of a
+    newest cell, those stay that differ from it in their seed alone: draws of an older source are
+    none of the newer one's. Also returns the fields in which the cells that are left out differ.
     """
     asked: dict[str, float] = {}
     for plan in read_plans(folder):  # the oldest first
@@ -82,17 +85,23 @@ def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str
     for record in records:
         written = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
         age[record.id] = (asked.get(record.id, written / 1e9), written)
-    kept: dict[tuple[object, ...], Record] = {}
-    fields: set[str] = set()
+    newest: dict[tuple[object, ...], Cell] = {}
     for record in sorted(records, key=lambda row: age[row.id]):
-        key = (*cell_key(record.cell), record.cell.seed)
-        older = kept.get(key)
-        if older is not None:
-            names = type(record.cell).model_fields
-            fields |= {n for n in names if getattr(older.cell, n) != getattr(record.cell, n)}
-        kept[key] = record
-    ids = {record.id for record in kept.values()}
-    return [record for record in records if record.id in ids], sorted(fields)
+        newest[cell_key(record.cell)] = record.cell
+    kept = []
+    fields: set[str] = set()
+    for record in records:
+        differing = _differing(record.cell, newest[cell_key(record.cell)])
+        fields |= differing
+        if not differing:
+            kept.append(record)
+    return kept, sorted(fields)
+
+
+def _differing(cell: Cell, other: Cell) -> set[str]:
+    """The fields, but for the seed, in which two cells differ."""
+    names = type(cell).model_fields.keys() - {"seed"}
+    return {name for name in names if getattr(cell, name) != getattr(other, name)}
 
 
 def _copy(source: Path, target: Path, path: str) -> None:

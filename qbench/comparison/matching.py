@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,7 +169,8 @@ def matched(base: Side, candidate: Side) -> list[Match]:
 
     Where both sides were chosen by a whole label, their schemes may differ, too. Of TRAITS, those
     count that tell cells of a side apart. A cell of the candidate that the base lacks, or the other
-    way round, is a match with one side. ConfigError where a side has no cell.
+    way round, is a match with one side. ConfigError where a side has no cell, and where nothing has
+    a counterpart since a name stands for several variants.
     """
     for side in (base, candidate):
         if not side.quantized:
@@ -187,6 +189,9 @@ def matched(base: Side, candidate: Side) -> list[Match]:
         cell = next(iter((draws[0] or draws[1]).values())).cell
         words = " ".join(_trait(cell, name) for name in traits)
         matches.append(Match(cell.model, draws[0], draws[1], words))
+    if not any(match.base and match.candidate for match in matches):
+        for side in sides:
+            _refuse_several(side)
     return matches
 
 
@@ -197,17 +202,36 @@ def cell_key(cell: Cell, traits: Sequence[str] = TRAITS) -> tuple[Any, ...]:
 
 
 def _like(side: Side, other: Side) -> Side:
-    """Of a side that a method's name chose, against a whole label: what stands for the method.
+    """Of a side that a method's name chose, against one variant: what stands for the method.
 
-    That are its cells of default parameters (or of the fewest others) in the schemes of that label.
+    That variant is a whole label, or all that the other side has, and none of this one. In its
+    schemes, the method's cells of default parameters stand for it, or those nearest to what most
+    of its cells have: a preset or --set gives all of them the same.
     """
-    if not _is_whole(other) or any(row.cell.method != side.label for row in side.quantized):
+    if any(row.cell.method != side.label for row in side.quantized):
+        return side
+    variants = [{_variant(row.cell) for row in each.quantized} for each in (side, other)]
+    if not _is_whole(other) and (len(variants[1]) > 1 or variants[0] & variants[1]):
         return side
     schemes = {row.cell.scheme for row in other.quantized}
     kept = [row for row in side.quantized if row.cell.scheme in schemes]
-    fewest = min((len(row.cell.params) for row in kept), default=0)
-    kept = [row for row in kept if len(row.cell.params) == fewest]
-    return _with(side, kept) if len({_variant(row.cell) for row in kept}) == 1 else side
+    plain = [row for row in kept if not row.cell.params]
+    if not plain and kept:
+        counts = Counter(item for row in kept for item in row.cell.params.items())
+        usual = {item for item, count in counts.items() if count > len(kept) / 2}
+        away = [len(usual ^ row.cell.params.items()) for row in kept]
+        plain = [row for row, count in zip(kept, away, strict=True) if count == min(away)]
+    return _with(side, plain) if len({_variant(row.cell) for row in plain}) == 1 else side
+
+
+def _refuse_several(side: Side) -> None:
+    """ConfigError, with the labels, where a name chose several variants, and none has its like."""
+    if side.label and len({_variant(row.cell) for row in side.quantized}) > 1:
+        known = ", ".join(sorted({row.cell.label for row in side.quantized}))
+        raise ConfigError(
+            f"{side.name} stands for several variants, and none of them is on the other side; "
+            f"give one of them: {known}"
+        )
 
 
 def _is_whole(side: Side) -> bool:

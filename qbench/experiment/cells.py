@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from qbench.contracts import Scheme
 from qbench.experiment.code_hashes import DIVIDING, code_hash
@@ -13,7 +13,7 @@ from qbench.experiment.grid import CALIBRATION, Grid
 from qbench.experiment.grid_checks import check_owners, check_schemes
 from qbench.experiment.identity import Identity
 from qbench.experiment.presets import QUICK
-from qbench.records import CalibrationSpec, Cell, digest
+from qbench.records import CalibrationSpec, Cell, Scalar, digest
 from qbench.registry import declared, method_class, source_hash
 
 
@@ -57,6 +57,38 @@ def expand(grid: Grid, identity: Identity) -> tuple[Cell, ...]:
                 )
                 cells.append(cell)
     return tuple(cells)
+
+
+def repeated(grid: Grid) -> list[str]:
+    """A sentence for each variant of the sweep that `set` or the preset makes equal to another."""
+    sentences = []
+    first: dict[tuple[str, str], Mapping[str, Scalar]] = {}
+    for method, fixed in grid.entries() if grid.sweep is not None else ():
+        made = [(method, repr(params)) for params in grid.combinations(method, fixed)]
+        if all(params in first for params in made):
+            sentences.append(_repeated(grid, method, fixed, first[made[0]]))
+        for params in made:
+            first.setdefault(params, fixed)
+    return sentences
+
+
+def _repeated(
+    grid: Grid, method: str, fixed: Mapping[str, Scalar], other: Mapping[str, Scalar]
+) -> str:
+    """That a variant is the same as another; both are known by the parameters that they fix."""
+    causes = {}
+    for key in (*fixed, *other):
+        if fixed.get(key) != other.get(key):
+            is_set = key in grid.set.get(method, {})
+            causes[f"--set {method}.{key}" if is_set else f"the preset {grid.preset}"] = True
+    called = [
+        " ".join([method, *(f"{key}={value}" for key, value in variant.items())])
+        for variant in (fixed, other)
+    ]
+    return (
+        f"of --sweep {grid.sweep}, {called[0]} is the same as {called[1]} under "
+        f"{' and '.join(causes)}, and is run once"
+    )
 
 
 def left_out(cell: Cell, names: Sequence[str]) -> str:

@@ -127,6 +127,19 @@ class Grid(BaseModel):
         return PRESETS[preset]
 
     @property
+    def folder(self) -> Path:
+        """`out`, or `runs/` and the name of the first model.
+
+        A path such as `..` is called as the folder that it means: `runs/..` would be this one.
+        """
+        if self.out is not None:
+            return self.out
+        name = Path(self.model[0]).name
+        if name in ("", ".."):
+            name = Path(self.model[0]).resolve().name or "model"  # the root has no name
+        return Path("runs") / name.replace("@", "-")
+
+    @property
     def variants(self) -> list[tuple[str, dict[str, Scalar]]]:
         """(method, parameters) of every variant, `none` first, each once.
 
@@ -136,7 +149,7 @@ class Grid(BaseModel):
         """
         variants: list[tuple[str, dict[str, Scalar]]] = []
         for method, fixed in self.entries():
-            for params in self._combinations(method, fixed):
+            for params in self.combinations(method, fixed):
                 if (method, params) not in variants:
                     variants.append((method, params))
         return variants
@@ -164,7 +177,7 @@ class Grid(BaseModel):
             entries.append((variant["method"], fixed))
         return entries
 
-    def _combinations(self, method: str, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
+    def combinations(self, method: str, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
         """Every combination of the values set for a method, over what preset and sweep fix."""
         values = self.values_of(method, fixed)
         defaults = parameters(method_class(method))
@@ -178,10 +191,13 @@ class Grid(BaseModel):
         return combinations
 
     def values_of(self, method: str, fixed: Mapping[str, Scalar]) -> dict[str, Values]:
-        """The values of each parameter; --set overrides the sweep, and the sweep the preset."""
-        single = {**self.method_settings(method), **fixed}
-        values: dict[str, Values] = {key: (value,) for key, value in single.items()}
-        return values | self.set.get(method, {})
+        """The values of each parameter; what a variant of the sweep is about stays as it is.
+
+        Of the rest, --set overrides the preset.
+        """
+        of_preset: dict[str, Values] = {k: (v,) for k, v in self.method_settings(method).items()}
+        of_variant: dict[str, Values] = {key: (value,) for key, value in fixed.items()}
+        return of_preset | self.set.get(method, {}) | of_variant
 
     def method_settings(self, method: str) -> dict[str, Scalar]:
         """The preset's settings for a method: those for all that train, and its own."""

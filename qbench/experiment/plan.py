@@ -11,7 +11,7 @@ import torch
 from qbench.contracts import Scheme
 from qbench.environment import hardware, named_device, pick_device
 from qbench.errors import ConfigError, reason_of
-from qbench.experiment.cells import expand, left_out
+from qbench.experiment.cells import expand, left_out, repeated
 from qbench.experiment.data_choice import choose_data, tables_of
 from qbench.experiment.estimate import (
     KNOWN_SECONDS,
@@ -123,6 +123,8 @@ def make_plan(
         models = {name: with_config(model, announce) for name, model in models.items()}
     identity, tasks = identify(grid, models, choice.source, device, announce)
     whole = expand(grid, identity)
+    for sentence in repeated(grid):
+        announce(sentence)
     cells = select(grid, whole)
     _refuse_quantized(grid, cells)
     for cell in cells:

@@ -204,16 +204,28 @@ class _Run:
             if record is None and not mine:
                 return False
             position = self.plan.cells.index(cell) + 1
-            self.view.begin(cell, position, len(self.plan.cells))
-            if record is None:
-                self.journal.begin(cell)
-                with claimed_in_time(self.store.claim(COMPUTING), shared=True):
+            if record is not None:
+                self.view.begin(cell, position, len(self.plan.cells))
+            else:
+                # Before it is begun, as the time until then is none of the cell's.
+                with claimed_in_time(self.store.claim(COMPUTING), self._waiting, shared=True):
+                    self.view.begin(cell, position, len(self.plan.cells))
+                    self.journal.begin(cell)
                     record = self._record(cell)
                 self.store.write_record(record)
                 self.journal.finish(record)
             self.settled[cell.id] = record
             self.view.finish(record)
         return True
+
+    def _waiting(self) -> None:
+        """Say that another runner measures a latency; KeyboardInterrupt where the run is to end.
+
+        A signal reaches the main thread alone, and not that of a worker.
+        """
+        if self.stopping.is_set():
+            raise KeyboardInterrupt
+        self.view.waiting(1)
 
     def _from_elsewhere(self, cell: Cell, before: object) -> Record | None:
         """The record that another runner has written since this one started, also of a failure."""

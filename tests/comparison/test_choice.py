@@ -128,6 +128,35 @@ def test_a_methods_name_stands_for_its_defaults_against_a_whole_label(
     assert len(matched(both[0], both[0])) == 3
 
 
+def test_of_a_sweep_the_variant_that_most_parameters_agree_with_stands_for_the_method(
+    tmp_path: Path,
+) -> None:
+    """The preset gives epochs=1 to all variants but the one that is about them."""
+    swept = [{"epochs": 1}, {"epochs": 0}, {"epochs": 1, "damp": 0.1}, {"epochs": 1, "window": 2}]
+    made = [cell(params=params) for params in swept]
+    whole = side(tmp_path / "run", *made, cell("awq", params={"epochs": 1}))
+    method, other = chosen(whole, "gptq"), chosen(whole, "awq")
+    labels = "gptq 3b g64 epochs=1", "awq 3b g64 epochs=1"
+    assert [match.label for match in matched(method, other)] == [" -> ".join(labels)]
+    assert [match.label for match in matched(other, method)] == [" -> ".join(labels[::-1])]
+    alike = side(tmp_path / "alike", made[1])
+    pairs = matched(method, chosen(alike, "gptq"))
+    assert [match.label for match in pairs if match.draws()] == ["gptq 3b g64 epochs=0"]
+
+
+def test_a_name_that_stands_for_several_variants_is_refused_with_their_labels(
+    tmp_path: Path,
+) -> None:
+    side(tmp_path / "run", *(cell(params={"damp": damp}) for damp in (0.1, 0.2)), cell("awq"))
+    run = tmp_path / "run"
+    done = run_command("compare", f"{run}:gptq", f"{run}:awq", *TEXT)
+    assert done.code == 2 and not done.out
+    assert (
+        f"{run}:gptq stands for several variants, and none of them is on the other side; give one "
+        "of them: gptq 3b g64 damp=0.1, gptq 3b g64 damp=0.2"
+    ) in " ".join(done.err.split())
+
+
 def test_a_draw_is_chosen_by_the_label_that_tells_it_from_the_others(tmp_path: Path) -> None:
     whole = side(tmp_path / "run", *[cell(seed=seed) for seed in range(3)])
     plain = whole.quantized[0].cell.label

@@ -34,6 +34,7 @@ from qbench.records import Judging, Record, TaskSpec, digest
 from qbench.stats.sequential import looks
 from qbench.tasks.data import open_source
 
+TEXT = ("--tasks", "wikitext")
 CLUSTERS = [f"article-{k // 4}" for k in range(ITEMS)]
 
 
@@ -639,6 +640,36 @@ def test_of_an_edited_method_the_newest_cell_counts(tmp_path: Path) -> None:
     (tmp_path / "mine" / "plans").mkdir()
     (tmp_path / "mine" / "plans" / "a.json").write_text(json.dumps(plan))
     assert run_command(*run).code == 0, "that of the last command, whatever the times of files"
+
+
+@pytest.mark.parametrize(
+    "field", ["source", "quantization", "recipe", "evaluation", "revision", "tasks"]
+)
+def test_draws_of_another_code_are_none_of_the_newest_cells(tmp_path: Path, field: str) -> None:
+    """Of two draws and one of the edited method, only the last counts, whatever its seed."""
+    edited = {field: TASKS[:1] if field == "tasks" else "9" * 12}
+    side(tmp_path / "base", *(cell(seed=seed, **edited) for seed in range(2)))
+    before = [cell(seed=seed, damage=0.9) for seed in range(2)]
+    side(tmp_path / "mine", *before, cell(**edited))
+    for record in before:
+        os.utime(tmp_path / "mine" / "records" / f"{record.id}.json", ns=(1, 1))
+    run = ("compare", tmp_path / "base", tmp_path / "mine", "--tasks", "wikitext", "--json")
+    done = run_command(*run)
+    (found,) = json.loads(done.out)["cells"]
+    assert found["findings"][0]["harm"]["draws"] == 1
+    assert found["findings"][0]["harm"]["value"] == pytest.approx(0.0)
+    said = " ".join(done.err.split())
+    assert "2 older cells" in said and f"differ in {field};" in said
+
+
+def test_an_older_cell_is_chosen_by_its_id(tmp_path: Path) -> None:
+    """As the warning about older cells promises."""
+    made = side(tmp_path / "mine", cell(damage=0.9, source="1" * 12), cell(source="2" * 12))
+    old = made.records[0].id
+    os.utime(tmp_path / "mine" / "records" / f"{old}.json", ns=(1, 1))
+    done = run_command("compare", tmp_path / "mine", f"{tmp_path / 'mine'}:{old}", *TEXT)
+    assert done.code == 1 and "1 older cells" in done.err, "of the side without an id alone"
+    assert done.err.count("older cells") == 1
 
 
 def test_a_record_is_compared_by_its_file(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
 from qbench import registry
 from qbench.errors import ConfigError
-from qbench.experiment.cells import cell_command, expand
+from qbench.experiment.cells import cell_command, expand, repeated
 from qbench.experiment.grid import PRESETS, SWEEPS, Grid, parse_set
 from qbench.experiment.grid_checks import check_request
 from qbench.experiment.grid_file import read_grid
@@ -343,7 +344,9 @@ def test_a_sweep_is_a_list_of_variants():
     varied = [cell.params for cell in found if cell.method == "uniquanf"]
     assert varied[0] == of_preset and zero in varied
     longer = cells(sweep="uniquanf-ablation", bits=(3,), set={"uniquanf": {"epochs": ("9",)}})
-    assert all(cell.params["epochs"] == 9 for cell in longer if cell.method == "uniquanf")
+    epochs = [cell.params["epochs"] for cell in longer if cell.method == "uniquanf"]
+    assert len(longer) == len(found), "what a variant is about stays as it is"
+    assert sorted(epochs) == [0] + [9] * (len(epochs) - 1)
     with pytest.raises(
         ConfigError, match="unknown sweep 'uniquanf-ablatoin'. Did you mean 'uniquanf-ablation'"
     ):
@@ -353,6 +356,23 @@ def test_a_sweep_is_a_list_of_variants():
         match="--sweep uniquanf-ablation brings its own methods; leave out --methods rtn",
     ):
         cells(sweep="uniquanf-ablation", methods=("rtn",))
+
+
+def test_variants_of_a_sweep_that_settings_make_equal_are_told():
+    asked = {"sweep": "uniquanf-ablation", "preset": "quick"}
+    assert repeated(Grid(**asked)) == []
+    assert repeated(Grid(**asked, set={"uniquanf": {"epochs": ("2",)}})) == []
+    wider = Grid(**asked, set={"uniquanf": {"window": ("1", "2"), "refits": ("2",)}})
+    said = (
+        "of --sweep uniquanf-ablation, uniquanf {} is the same as uniquanf under --set uniquanf.{}"
+    )
+    assert repeated(wider) == [
+        f"{said.format('refits=2', 'refits')}, and is run once",
+        f"{said.format('window=2', 'window')}, and is run once",
+    ]
+    of_paper = repeated(Grid(sweep="uniquanf-ablation", preset="paper"))
+    assert "uniquanf head=0 is the same as uniquanf under the preset paper" in of_paper[-1]
+    assert repeated(Grid(methods=("rtn",), set={"rtn": {"ratios": ("16", "16")}})) == []
 
 
 def test_the_paper_preset_carries_the_settings_of_the_papers():
@@ -523,3 +543,23 @@ def test_the_command_of_a_draw_makes_that_draw_alone():
     assert [cell.seed for cell in draws] == [0, 1, 2, 3]
     command = cell_command(grid, draws[2])
     assert "--seed 2" in command and "--replicates 1" in command
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [
+        ("smollm2-135m", "smollm2-135m"),
+        ("Qwen/Qwen3-8B@main", "Qwen3-8B-main"),
+        ("../llama/", "llama"),
+        (".", "sub"),
+        ("..", "llama"),
+        ("../sub/..", "llama"),
+        ("/", "model"),
+    ],
+)
+def test_a_run_has_a_folder_of_its_own_whatever_path_its_model_has(
+    tmp_path, monkeypatch, model, folder
+):
+    (tmp_path / "llama" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "llama" / "sub")
+    assert Grid(model=(model,)).folder == Path("runs") / folder

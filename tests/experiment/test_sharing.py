@@ -14,7 +14,7 @@ from qbench.experiment import outcomes, runner
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.grid import Grid
 from qbench.experiment.plan import make_plan, working_order
-from qbench.experiment.store import Store
+from qbench.experiment.store import COMPUTING, Store
 from qbench.files.claims import claimed
 from tiny_plans import Silent, tiny_plan
 
@@ -78,6 +78,29 @@ def test_an_error_of_one_worker_ends_all(plan, worked_on, tmp_path, monkeypatch)
     with pytest.raises(StoreError, match="the disk is full"):
         runner.run(replace(plan, jobs=2), Store(tmp_path), Silent())
     assert len(worked_on) <= 4, "no cell is begun after the error"
+
+
+def test_a_run_that_waits_for_a_latency_says_so_and_can_be_ended(plan, worked_on, tmp_path):
+    """Both of its workers wait; one of them ends the run, as Ctrl-C does in the main thread."""
+
+    class Ended(Silent):
+        def waiting(self, cells):
+            self.told.append(("waiting", cells))
+            raise StoreError("the disk is full")
+
+    def start():
+        with pytest.raises(StoreError, match="the disk is full"):
+            runner.run(replace(plan, jobs=2), Store(tmp_path), view)
+        ended.set()
+
+    view, ended = Ended(), threading.Event()
+    with claimed(Store(tmp_path).claim(COMPUTING)) as mine:
+        assert mine
+        running = threading.Thread(target=start)
+        running.start()
+        in_time = ended.wait(20)
+    running.join()
+    assert in_time and view.told[0] == ("waiting", 1) and worked_on == []
 
 
 def test_two_runners_share_the_cells_and_see_the_same(plan, worked_on, tmp_path):

@@ -493,6 +493,11 @@ def test_a_name_says_what_tells_a_cell_from_its_siblings() -> None:
     both = [first, other.model_copy(update={"cell": cell, "id": cell.id})]
     assert list(names(both).values()) == ["greedy g64 seed=0", "greedy g128 seed=1"]
     assert list(names([first]).values()) == ["greedy"]
+    head = first.cell.model_copy(update={"scheme": Scheme(3, 64, head_bits=8)})
+    recipes = [head.model_copy(update={"recipe": digit * 12}) for digit in "12"]
+    by_recipe = [first.model_copy(update={"cell": cell, "id": cell.id}) for cell in recipes]
+    told = ["greedy recipe=111111111111", "greedy recipe=222222222222"]
+    assert list(names(by_recipe).values()) == told
 
 
 def test_a_name_says_which_layers_have_bits_of_their_own() -> None:
