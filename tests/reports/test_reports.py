@@ -26,6 +26,7 @@ from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score, digest
 from qbench.registry import declarations
 from qbench.reports import json_lines, pictures, plots
+from qbench.reports.cautions import summary
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.headline import headlines, number, score_text, student_interval
 from qbench.reports.long_table import COLUMNS, long_table
@@ -448,6 +449,17 @@ def test_what_may_be_wrong_stands_in_table_screen_and_csv(tmp_path: Path) -> Non
     mine = table[table.method == "rtn"]
     assert set(mine[mine.task == "mini-gsm8k"].warnings) == {"size looping"}
     assert set(mine[mine.task == "mini-text"].warnings) == {"size"}
+
+
+def test_a_task_that_tells_no_methods_apart_names_every_model(tmp_path: Path) -> None:
+    methods = [("none", None), ("rtn", 3), ("greedy", 3), ("alternating", 3)]
+    cells = [
+        record(method, bits, 0.3, model) for model in ("tiny", "other") for method, bits in methods
+    ]
+    records = stored(cells, tmp_path)
+    said = summary(records, Pairs(records, tmp_path))
+    where = [cells for cells, text in said if "does not tell the methods apart" in text]
+    assert where and set(where) == {"other, tiny"}
 
 
 def test_markdown_escapes_what_comes_from_outside(records: list[Record]) -> None:
