@@ -152,6 +152,15 @@ def test_the_page_shows_latency_and_a_phone_sees_scores(run: tuple[list[Record],
     assert narrow[:2] == ["model", "method"], "cells of several models are told apart"
 
 
+def test_a_long_name_takes_several_lines() -> None:
+    name = "a" * 120
+    text = html([record("rtn", 3, 0.5, model=name), record("rtn", 3, 0.5)])
+    assert f'<td class="word long">{name}' in text and '<td class="word">tiny' in text
+    style = text.split("<style>")[1].split("</style>")[0]
+    (rule,) = re.findall(r"^main {(.*)}", style, re.MULTILINE)
+    assert "overflow-wrap: break-word" in rule, "headings and paragraphs have names, too"
+
+
 def test_a_cell_page_has_scores_changes_latency_losses_and_command(
     run: tuple[list[Record], Path], tmp_path: Path
 ) -> None:
