@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import unicodedata
 
 # Of Unicode: control characters, marks without a width, halves of pairs, line and paragraph ends.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_MARKUP = "\\`*[]|"
+# What may be markup on GitHub: of underscores those at the edge of a word.
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def take_any_text() -> None:
@@ -53,9 +55,9 @@ def csv_cell(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """On one line, without links, pictures, code, emphasis, table bars or HTML."""
-    line = " ".join(text.split())
-    escaped = "".join(f"\\{c}" if c in _MARKUP else c for c in printable(line))
+    """On one line, without links, pictures, code, emphasis, formulas, table bars or HTML."""
+    line = printable(" ".join(text.split()))
+    escaped = _MARKUP.sub(r"\\\g<0>", line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
