@@ -30,6 +30,7 @@ from qbench.reports.cautions import summary
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.headline import headlines, number, score_text, student_interval
 from qbench.reports.long_table import COLUMNS, long_table
+from qbench.reports.long_table import write as write_csv
 from qbench.reports.looks import looks
 from qbench.reports.noise import noise_lines
 from qbench.reports.pictures import file_name
@@ -107,6 +108,15 @@ def test_json_lines_have_every_digit_whole_numbers_and_null(tmp_path: Path) -> N
     ]
     lost = next(row for row in rows if row["status"] == "failed")
     assert lost["value"] is None and lost["n"] is None and lost["task"] == ""
+
+
+def test_a_name_is_no_formula_in_the_csv_and_itself_in_the_json(tmp_path: Path) -> None:
+    name = "=HYPERLINK(1) \u202e漢"
+    cells = [record("rtn", 3, 0.3, model=name)]
+    (path,) = json_lines.write(cells, tmp_path)
+    assert {json.loads(line)["model"] for line in path.read_text().splitlines()} == {name}
+    (path,) = write_csv(cells, tmp_path)
+    assert set(pd.read_csv(path).model) == {"'=HYPERLINK(1) \\u202e漢"}
 
 
 def test_csv_survives_a_round_trip(records: list[Record], report: list[Path]) -> None:
