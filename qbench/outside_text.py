@@ -12,6 +12,10 @@ import os
 import re
 import sys
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # Of Unicode: control characters, marks without a width, halves of pairs, line and paragraph ends.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -35,6 +39,34 @@ def take_any_text() -> None:
             setattr(sys, name, os.fdopen(number, "w", errors="replace"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def outlive_readers() -> None:
+    """Let nothing depend on whether the output and the errors of this process are read to the end.
+
+    What is printed once nobody reads it any more, as behind `| head`, goes nowhere.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        # Another in its place, as a test has, is nobody's pipe.
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            lines = stream.line_buffering or stream.write_through
+            buffer = io.BufferedWriter(_Outliving(number, "w", closefd=False))
+            text = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines)
+            setattr(sys, name, text)
+
+
+class _Outliving(io.FileIO):
+    """The file of a standard stream, which becomes the null device when its pipe is closed."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
 
 
 def printable(text: str) -> str:
