@@ -623,6 +623,20 @@ def test_the_value_of_a_collapsed_point_stands_within_the_frame(records: list[Re
         assert axes.bbox.x0 <= extent.x0 and extent.x1 <= axes.bbox.x1, text.get_text()
 
 
+@pytest.mark.parametrize("metric", ["perplexity", "acc"])
+@pytest.mark.parametrize("damage", [0.0, 0.005, 0.01, 0.02])
+def test_the_name_of_the_baseline_stands_clear_of_bits(metric: str, damage: float) -> None:
+    records = [record("none", None, damage), record("rtn", 2, 0.0), record("rtn", 3, 0.0)]
+    task = "mini-text" if metric == "perplexity" else "mini-arc_easy"
+    figure = quality_figure(records, task, metric)
+    figure.canvas.draw()
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    name = texts["unquantized"].get_window_extent()
+    assert figure.axes[0].bbox.contains(name.x1, name.y0), "within the frame"
+    for bits in ("2-bit", "3-bit"):
+        assert not name.overlaps(texts[bits].get_window_extent())
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_what_cannot_be_drawn_is_named(value: float) -> None:
     odd = Score(
