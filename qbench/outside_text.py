@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 # Of Unicode: control characters, marks without a width, halves of pairs, line and paragraph ends.
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_MARKUP = "\\`*[]|"
+# What may be markup on GitHub: of underscores those at the edge of a word.
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def take_any_text() -> None:
@@ -34,6 +40,34 @@ def take_any_text() -> None:
             setattr(sys, name, os.fdopen(number, "w", errors="replace"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def outlive_readers() -> None:
+    """Let nothing depend on whether the output and the errors of this process are read to the end.
+
+    What is printed once nobody reads it any more, as behind `| head`, goes nowhere.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        # Another in its place, as a test has, is nobody's pipe.
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            lines = stream.line_buffering or stream.write_through
+            buffer = io.BufferedWriter(_Outliving(number, "w", closefd=False))
+            text = io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=lines)
+            setattr(sys, name, text)
+
+
+class _Outliving(io.FileIO):
+    """The file of a standard stream, which becomes the null device when its pipe is closed."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
 
 
 def printable(text: str) -> str:
@@ -54,9 +88,9 @@ def csv_cell(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """On one line, without links, pictures, code, emphasis, table bars or HTML."""
-    line = " ".join(text.split())
-    escaped = "".join(f"\\{c}" if c in _MARKUP else c for c in printable(line))
+    """On one line, without links, pictures, code, emphasis, formulas, table bars or HTML."""
+    line = printable(" ".join(text.split()))
+    escaped = _MARKUP.sub(r"\\\g<0>", line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -16,7 +16,14 @@ from qbench.comparison.pairs import Pairs
 from qbench.records import Record
 from qbench.reports.headline import Headline
 from qbench.reports.looks import INK, MUTED, RULE, Look
-from qbench.reports.point_labels import arrow, brief, label_bits, label_collapsed, put_label
+from qbench.reports.point_labels import (
+    arrow,
+    brief,
+    clear_start,
+    label_bits,
+    label_collapsed,
+    put_label,
+)
 from qbench.reports.points import BITS, Cost, Point, Scale, frontier, points_by_line, scale_of
 
 LEAST_TICKS = 4  # of a logarithmic axis: fewer tell neither its steps nor that it is one
@@ -68,6 +75,7 @@ def panel(
         _log_ticks(axes)
     if scale.edge is not None:
         _strip(axes, scale)
+    _name_baselines(axes, baselines, quantized, scale)
     return set(lines)
 
 
@@ -211,18 +219,16 @@ def _strip(axes: Any, scale: Scale) -> None:
 
 
 def _baselines(axes: Any, baselines: Mapping[str, Point], scale: Scale, band: bool) -> None:
-    """The dashed lines of all unquantized models, by their names; band: as of `_baseline`."""
+    """The dashed lines of all unquantized models; band: as of `_baseline`."""
     if len(baselines) > 1:  # each needs a line for its name
         axes.margins(y=0.1 + 0.07 * (len(baselines) - 1))
-    for k, (name, base) in enumerate(baselines.items()):
-        _baseline(axes, name, base, scale, band, line=k)
+    for name, base in baselines.items():
+        _baseline(axes, name, base, scale, band)
 
 
-def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line: int = 0) -> None:
-    """The dashed line; its name stands on the better side, where no points are.
-
-    band: whether its own interval is drawn, which says nothing of paired differences. line: on
-    which line of text the name stands, so that those of several do not meet.
+def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool) -> None:
+    """The dashed line. band: whether its own interval is drawn, which says nothing of paired
+    differences.
     """
     axes.axhline(base.y, color=INK, linewidth=1.3, linestyle=(0, (6, 3)), zorder=2, label=name)
     # A line within the margin of the points moves no limit by itself, and its name has no room.
@@ -231,15 +237,26 @@ def _baseline(axes: Any, name: str, base: Point, scale: Scale, band: bool, line:
         lower, upper = scale.bar(base)
         ends = (base.y - lower, base.y + upper)
         axes.axhspan(*ends, color=INK, alpha=0.12, linewidth=0, zorder=1)
-    put_label(
-        axes,
-        name,
-        (0, base.y),
-        fontsize=9,
-        xycoords=("axes fraction", "data"),
-        xytext=(4, -(4 + 12 * line) * scale.worse),
-        va="top" if scale.worse > 0 else "bottom",
-    )
+
+
+def _name_baselines(
+    axes: Any, baselines: Mapping[str, Point], points: Sequence[Point], scale: Scale
+) -> None:
+    """The names at the dashed lines, on the better side and clear of points where there is room.
+
+    Each has a line of text of its own, so that they do not meet. The limits of the axes are final.
+    """
+    for k, (name, base) in enumerate(baselines.items()):
+        below = 4 + 12 * k
+        put_label(
+            axes,
+            name,
+            (clear_start(axes, name, base.y, below, points, scale), base.y),
+            fontsize=9,
+            xycoords=("axes fraction", "data"),
+            xytext=(4, -below * scale.worse),
+            va="top" if scale.worse > 0 else "bottom",
+        )
 
 
 def _log_ticks(axes: Any) -> None:

@@ -24,15 +24,14 @@ def summary(records: Sequence[Record], pairs: Pairs) -> list[tuple[str, str]]:
     lines = []
     for caution, members in cells.items():
         task = f"{caution.task}: " if caution.task else ""
-        # What is said of a score stands at the first of the cells that have it.
-        where = members[0].cell.model if caution.kind == "indistinct" else _named(members, told)
+        models = ", ".join(dict.fromkeys(record.cell.model for record in members))
+        # What is said of a score stands at the first cell of each model that has it.
+        where = models if caution.kind == "indistinct" else _named(members, models, told)
         lines.append((where, f"{task}{caution.text}"))
     return lines
 
 
-def _named(members: Sequence[Record], told: Mapping[str, str]) -> str:
-    first = members[0].cell
-    models = dict.fromkeys(record.cell.model for record in members)
+def _named(members: Sequence[Record], models: str, told: Mapping[str, str]) -> str:
     if len(members) == 1:
-        return f"{first.model} {told[first.id]}"
-    return f"{len(members)} cells of {', '.join(models)}"
+        return f"{models} {told[members[0].cell.id]}"
+    return f"{len(members)} cells of {models}"

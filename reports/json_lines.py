@@ -15,12 +15,15 @@ from qbench.reports.long_table import long_table
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`leaderboard.jsonl`: the rows of the CSV, to the last digit; null where there is no value."""
+    """`leaderboard.jsonl`: the rows of the CSV, to the last digit; null where there is no value.
+
+    Texts are those of the records to the last character, in ASCII.
+    """
     rows = long_table(records, folder).astype(object).to_dict("records")
     lines = []
     for row in rows:
         known = {name: _value(value) for name, value in row.items()}
-        lines.append(f"{json.dumps(known, ensure_ascii=False, allow_nan=False)}\n")
+        lines.append(f"{json.dumps(known, allow_nan=False)}\n")
     return [write_text(folder / "leaderboard.jsonl", "".join(lines))]
 
 

@@ -123,8 +123,11 @@ _NUMBERS = {
 
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
-    """`leaderboard.csv`."""
-    text = long_table(records, folder).to_csv(index=False, lineterminator="\n")
+    """`leaderboard.csv`, in which no text is a spreadsheet's formula."""
+    table = long_table(records, folder)
+    words = list(WORDS)
+    table[words] = table[words].map(csv_cell)
+    text = table.to_csv(index=False, lineterminator="\n")
     return [write_text(folder / "leaderboard.csv", text)]
 
 
@@ -152,10 +155,6 @@ def long_table(records: Sequence[Record], folder: Path | None = None) -> pd.Data
     rows: list[dict[str, object]] = []
     for record in records:
         rows += _rows(record, tasks, pairs, cautions.get(record.id, []))
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, str):
-                row[name] = csv_cell(value)
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).astype(_NUMBERS)
 
 

@@ -3,13 +3,13 @@
 const STEP = 100;
 const table = document.getElementById("cells"), body = table.tBodies[0];
 const form = document.getElementById("filters"), more = document.getElementById("more");
-const chosen = document.head.appendChild(document.createElement("style"));
+const taskRules = document.head.appendChild(document.createElement("style"));
 const keys = new Map();  // of each column, by row, once it has been sorted by
 let rows = [...body.rows], limit = STEP;
 
 function matches(row, wanted, words) {
   if (wanted.length) {
-    const values = row.dataset.f.split("|");
+    const values = JSON.parse(row.dataset.f);
     if (wanted.some(([k, value]) => value !== values[k])) return false;
   }
   return !words.length || words.every((word) => row.textContent.toLowerCase().includes(word));
@@ -18,7 +18,8 @@ function matches(row, wanted, words) {
 function show() {
   showTask();
   const selects = [...form.querySelectorAll("select[data-place]")];
-  const wanted = selects.map((select) => [select.dataset.place, select.value]).filter(([, value]) => value);
+  const chosen = selects.filter((select) => select.value);  // "all" is empty
+  const wanted = chosen.map((select) => [select.dataset.place, JSON.parse(select.value)]);
   const words = form.elements.text.value.toLowerCase().split(/\s+/).filter((word) => word);
   const fitting = wanted.length || words.length ? rows.filter((row) => matches(row, wanted, words)) : rows;
   body.replaceChildren(...fitting.slice(0, limit));
@@ -35,7 +36,7 @@ function showTask() {
     const shown = head.dataset.task === task ? "table-cell" : "none";
     rules.push(`#cells tr > :nth-child(${k + 1}) { display: ${shown} !important; }`);
   });
-  chosen.textContent = rules.join(" ");
+  taskRules.textContent = rules.join(" ");
 }
 
 function key(row, k) {

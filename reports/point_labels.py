@@ -13,6 +13,9 @@ from qbench.reports.points import Point, Scale
 MARK = 6.0  # half of a mark and the room beside it, in 1/72 inch
 CHARACTER = 5.4  # width of one in a label of 8.5 points, in 1/72 inch
 AXES_SHARE = 0.8  # of a figure's width for each of its panels
+HEIGHT_SHARE = 0.68  # of a figure's height
+LABEL_REACH = 16.0  # from a point to the far end of its bits, up or down, in 1/72 inch
+LINE = 11.0  # height of a line of text, in 1/72 inch
 HALO = [withStroke(linewidth=2.5, foreground=PAPER)]
 
 
@@ -21,8 +24,7 @@ def label_collapsed(
 ) -> None:
     """The values of the points at the edge, in rows in which no label meets another or a mark."""
     low, high = axes.get_xlim()
-    inches = axes.figure.get_figwidth() / len(axes.figure.axes) * AXES_SHARE
-    unit = (high - low) / (72 * inches)  # of the data, in 1/72 inch
+    unit = (high - low) / _size(axes)[0]  # of the data, in 1/72 inch
     collapsed = []
     for name, points in lines.items():
         collapsed += [(point, name) for point in points if scale.beyond(point.y)]
@@ -75,6 +77,38 @@ def label_bits(axes: Any, lines: Sequence[Sequence[Point]], scale: Scale) -> Non
                 xytext=(7, 6 * scale.worse),
                 va="bottom" if scale.worse > 0 else "top",
             )
+
+
+def clear_start(
+    axes: Any, name: str, y: float, below: float, points: Sequence[Point], scale: Scale
+) -> float:
+    """Where a name at a level begins, as a share of the width: where it meets no point or its bits.
+
+    At the left if there is room, else behind one of the points. below: how far from the level, to
+    the better side, in 1/72 inch. The limits of the axes are final.
+    """
+    width, height = _size(axes)
+    share = axes.transData + axes.transAxes.inverted()
+    level = share.transform((0, y))[1]
+    near = []  # left and right end of what stands in the name's line
+    for point in points:
+        across, up = share.transform((point.x, scale.place(point.y)))
+        depth = (level - up) * scale.worse * height - below
+        if -MARK < depth < LINE + LABEL_REACH:
+            label = CHARACTER * len(f"{point.bits}-bit")
+            near.append((across * width - MARK, across * width + MARK + label))
+    for start in (0.0, *sorted(right for _, right in near)):
+        end = start + MARK + CHARACTER * len(name)
+        if end <= width and not any(start < right and left < end for left, right in near):
+            return start / width
+    return 0.0
+
+
+def _size(axes: Any) -> tuple[float, float]:
+    """About how wide and high the axes will be, in 1/72 inch."""
+    figure = axes.figure
+    width = figure.get_figwidth() / len(figure.axes) * AXES_SHARE
+    return 72 * width, 72 * figure.get_figheight() * HEIGHT_SHARE
 
 
 def put_label(axes: Any, text: str, place: tuple[float, float], **how: Any) -> None:

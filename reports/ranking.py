@@ -17,6 +17,7 @@ from qbench.reports.plots import leading, slug
 from qbench.reports.tables import grid
 
 RANK = "#"
+LONGEST = 40  # characters of a field that stands on one line
 AT_LEAST = "≥"  # before a rank, where a cell that was judged otherwise may be better, too
 
 
@@ -52,6 +53,11 @@ class Field:
     best: bool = False
     href: str | None = None
     below: str = ""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes several lines."""
+        return len(self.text) > LONGEST
 
     @property
     def sorts_by(self) -> str | None:
@@ -151,7 +157,8 @@ def _column(name: str, headline: Headline | None, leaders: Sequence[Headline]) -
         classes.append("word")
     if name == "method":
         classes.append("stick")
-    if name not in ("method", "bits/weight (measured)") and headline not in leaders:
+    # The model is a column where there are several.
+    if name not in ("model", "method", "bits/weight (measured)") and headline not in leaders:
         classes.append("extra")
     heading = name if headline is None else headline.heading
     task = "" if headline is None else headline.task

@@ -65,6 +65,7 @@ def test_lines_stay_lines():
         "<script>alert(1)</script>",
         "line\n# heading\n- item",
         "\\[escaped](x)",
+        "_under_ and __both__, ~one~ or ~~two~~ tildes, _a_b_",
     ],
 )
 def test_markdown_shows_the_text_itself(text):
@@ -73,6 +74,13 @@ def test_markdown_shows_the_text_itself(text):
     (content,) = [token for token in rendered if token.type == "inline"]
     assert {token.type for token in content.children} <= {"text", "text_special"}
     assert "".join(token.content for token in content.children) == " ".join(text.split())
+
+
+def test_markdown_leaves_ordinary_names_as_they_are():
+    for name in ("smollm2_135m", "top1_agreement", "mini-divergence kl_mean"):
+        assert markdown(name) == name
+    # Not known to the reader of the test above: GitHub takes one tilde, and formulas.
+    assert markdown("~x~ $x$ _x") == "\\~x\\~ \\$x\\$ \\_x"
 
 
 PRINTS = """

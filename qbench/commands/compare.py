@@ -229,8 +229,10 @@ def baseline_list(baselines: Baselines = HERE) -> None:
 
     for name in baseline_names(baselines):
         side = _side(str(baselines / name), baselines)
-        labels = dict.fromkeys(record.cell.label for record in side.quantized)
-        say(f"{name}  {', '.join(labels)}")
+        cells = [record.cell for record in side.quantized]
+        several = len({cell.model for cell in cells}) > 1
+        labels = [f"{cell.model} {cell.label}" if several else cell.label for cell in cells]
+        say(f"{name}  {', '.join(dict.fromkeys(labels))}")
 
 
 @baseline_app.command("show", epilog="Example: `qbench baseline show gptq-main`")
@@ -282,6 +284,7 @@ def _show(verdict: Verdict) -> None:
     """The table, then what was not compared, the changed answers and the costs."""
     from qbench.comparison import written
 
+    verdict = written.with_models(verdict)
     _show_table(verdict)
     for cell in verdict.cells:
         for finding in cell.findings:

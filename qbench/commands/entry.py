@@ -6,7 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from qbench.outside_text import take_any_text
+from qbench.outside_text import outlive_readers, take_any_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ def main() -> None:
     try:
         _end_in_order()
         take_any_text()
+        outlive_readers()
         from qbench.commands.main import main as run
     except KeyboardInterrupt:
         print(f"qbench: {interrupted(sys.argv[1:])}", file=sys.stderr)

@@ -60,9 +60,9 @@ def failed_latencies(plan: Plan, records: Sequence[Record]) -> str | None:
     failed = [record for record in records if record.latency and record.latency.failed]
     if not failed or not plan.grid.with_latency:
         return None
-    labels = ", ".join(plan.labels[record.id] for record in failed)
+    cells = ", ".join(f"{record.cell.model} {plan.labels[record.id]}" for record in failed)
     return (
-        f"the latency of {labels} could not be measured; the same command tries again, and "
+        f"the latency of {cells} could not be measured; the same command tries again, and "
         "--no-latency does without"
     )
 
@@ -165,7 +165,7 @@ def show_plan(plan: Plan, with_latency: bool = True) -> None:
     for cell in plan.cells:
         if cell.id in plan.skipped:
             reason = plan.skipped[cell.id]
-            say(f"skipped  {plan.labels[cell.id]}  {reason}")
+            say(f"skipped  {cell.model}  {plan.labels[cell.id]}  {reason}")
     left = [cell.id for cell in plan.cells if cell.id not in plan.skipped]
     out.print(
         f"{len(plan.cells)} cells, about {how_long(total)} "

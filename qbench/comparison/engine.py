@@ -74,7 +74,7 @@ def _engine_reason(
     known = differences(entry, other)
     blamed = f" ({'; '.join(known)}), which --allow does not make good" if known else ""
     return [
-        f"{endpoint.name}: the unquantized model itself differs by {harm:+.2g}, more than a tenth "
-        f"of the margin {endpoint.margin:.2g}, so the engine or the machine has changed{blamed}; "
-        "run both sides on the same one"
+        f"{endpoint.name} of {entry.cell.model}: the unquantized model itself differs by "
+        f"{harm:+.2g}, more than a tenth of the margin {endpoint.margin:.2g}, so the engine or "
+        f"the machine has changed{blamed}; run both sides on the same one"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from qbench.comparison.changed_answers import Change
@@ -33,6 +33,24 @@ def explanation(verdict: Verdict) -> str:
         "above the margin. same: it is below. better: it is below no difference. p: of that claim, "
         f"adjusted by Holm over all rows{looks}; for others, of being worse."
     )
+
+
+def with_models(verdict: Verdict) -> Verdict:
+    """The verdict with the model in front of every label, where it has several models.
+
+    And of every note that is not of all of them.
+    """
+    notes: dict[str, set[str]] = {}
+    for cell in verdict.cells:
+        notes.setdefault(cell.model, set()).update(cell.notes)
+    if len(notes) < 2:
+        return verdict
+    shared = set.intersection(*notes.values())
+    cells = []
+    for cell in verdict.cells:
+        said = [note if note in shared else f"{cell.model}: {note}" for note in cell.notes]
+        cells.append(replace(cell, label=f"{cell.model} {cell.label}", notes=tuple(said)))
+    return replace(verdict, cells=tuple(cells))
 
 
 def fields(cell: CellVerdict, finding: Finding) -> list[str]:
@@ -113,6 +131,7 @@ def flip_lines(finding: Finding) -> list[str]:
 
 def markdown(verdict: Verdict) -> str:
     """A comment for a pull request: the verdict, the table, what changed, what it costs."""
+    verdict = with_models(verdict)
     parts = [
         f"## {verdict.outcome}: {escaped(verdict.candidate)} against {escaped(verdict.base)}",
         SENTENCES[verdict.outcome],

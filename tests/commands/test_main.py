@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from compared_cells import cell, side
 from fresh_python import run_python
 from qbench.commands import entry
 
@@ -49,6 +50,40 @@ def test_warnings_that_find_no_room_end_nothing():
         command = [sys.executable, "-P", "-c", code]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True)
     assert (done.returncode, done.stdout) == (0, "a result\n")
+
+
+def unread(*words):
+    """The command with an output that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-P", "-m", "qbench", *map(str, words)]
+    try:
+        return subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "methods"], ["config", "schema"]])
+def test_an_output_that_nobody_reads_is_no_failure(words):
+    done = unread(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_verdict_is_the_same_whether_it_is_read_or_not(tmp_path):
+    side(tmp_path / "base", cell(damage=0.2))
+    side(tmp_path / "worse", cell(damage=0.4, source="1" * 12))
+    comment = tmp_path / "comment.md"
+    for name, code in (("base", 0), ("worse", 1)):
+        done = unread("compare", tmp_path / "base", tmp_path / name, "--markdown", comment)
+        assert (done.returncode, done.stderr) == (code, "") and comment.read_text()
+
+
+@pytest.mark.slow
+def test_a_report_that_nobody_reads_is_written(tmp_path):
+    side(tmp_path, cell())
+    done = unread("report", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "index.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from qbench.commands.planned import LeftToDo, downloads, how_long, plan_line
+from qbench.commands.planned import LeftToDo, downloads, how_long, plan_line, show_plan
 from tiny_plans import tiny_plan
 from tiny_runs import run_args
 
@@ -28,6 +28,15 @@ def test_a_dry_run_tells_cells_of_several_calibrations_apart(command, tiny_folde
     assert "rtn 2b g32  " in shown, "it calibrates with nothing"
     shown = command(*arguments, "--only", "*:4x32").out
     assert "1 cells" in shown and "gptq 2b g32 pydoc-calibration:4x32 " in shown
+
+
+def test_a_skipped_cell_is_told_with_its_model(tiny_folder, capsys):
+    plan = tiny_plan(tiny_folder, "rtn")
+    cell = plan.cells[-1]
+    plan.skipped = {cell.id: "its package is missing"}
+    show_plan(plan)
+    told = f"skipped  {cell.model}  {plan.labels[cell.id]}  its package is missing\n"
+    assert told in capsys.readouterr().out
 
 
 def test_only_models_with_cells_left_are_downloaded(tiny_folder, tmp_path):

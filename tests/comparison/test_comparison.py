@@ -447,7 +447,7 @@ def test_an_engine_that_scores_the_unquantized_model_otherwise_is_named(tmp_path
     )
     verdict = compare(base, candidate, tasks=("wikitext",))
     assert verdict.outcome == "not comparable"
-    assert "the unquantized model itself differs by +0.01" in verdict.cells[0].reasons[0]
+    assert "of tiny: the unquantized model itself differs by +0.01" in verdict.cells[0].reasons[0]
 
 
 def engine(base: Side, candidate: Side, *allowed: str) -> list[str]:
@@ -539,6 +539,31 @@ def test_the_command_ends_with_the_verdicts_code(tmp_path: Path) -> None:
     assert run_command(*same, "--strict").code == 1
     nothing = run_command(*same, "--tasks", "mmlu")
     assert nothing.code == 2 and "no score has a margin" in nothing.out
+
+
+def test_of_several_models_every_row_says_which_it_is_of(tmp_path: Path) -> None:
+    cells = [cell(), cell("rtn"), cell("rtn", model="other")]
+    side(tmp_path / "base", *cells)
+    saved = ("baseline", "save", tmp_path / "base", "main", "--baselines", tmp_path / "kept")
+    assert run_command(*saved).code == 0
+    listed = run_command("baseline", "list", "--baselines", tmp_path / "kept").out
+    assert sorted(listed.strip().removeprefix("main  ").split(", ")) == [
+        "other rtn 3b g64",
+        "tiny gptq 3b g64",
+        "tiny rtn 3b g64",
+    ]
+    side(tmp_path / "candidate", *cells[:-1])
+    comment = tmp_path / "comment.md"
+    run = ("compare", tmp_path / "base", tmp_path / "candidate", "--markdown", comment)
+    done = run_command(*run)
+    for line in (*done.out.splitlines(), *comment.read_text().splitlines()):
+        if "rtn 3b g64" in line:
+            assert "tiny rtn 3b g64" in line or "other rtn 3b g64" in line, line
+    assert "tiny rtn 3b g64" in done.out.splitlines()
+    assert "missing  other rtn 3b g64" in done.out
+    assert f"note     tiny: {NO_DRAWS}" in done.out and f"- tiny: {NO_DRAWS}" in comment.read_text()
+    alone = run_command(*run[:1], f"{tmp_path / 'candidate'}:gptq", *run[2:]).out
+    assert "gptq 3b g64" in alone.splitlines(), "one model needs no name"
 
 
 def test_the_command_takes_a_look_of_several(tmp_path: Path) -> None:

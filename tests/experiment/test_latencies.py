@@ -136,7 +136,8 @@ def test_a_latency_whose_process_was_killed_is_a_failure_of_the_run(
     monkeypatch.setattr("qbench.experiment.runner.measure", be_killed)
     code, said, error = command(*run_args(tiny_folder, out, "rtn", "3", ("--latency",), TASKS))
     assert code == 1 and "not measured: the cell ended the process by SIGKILL" in said
-    assert "the latency of rtn 3b g32 could not be measured; the same command tries" in error
+    told = f"the latency of {record.cell.model} rtn 3b g32 could not be measured"
+    assert f"{told}; the same command tries" in error
     assert command(*run_args(tiny_folder, out, "rtn", "3", (), TASKS)).code == 0, "none is wanted"
     monkeypatch.undo()
     run(out, "rtn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +92,36 @@ def test_filters_offer_what_there_is(run: tuple[list[Record], Path]) -> None:
     assert 'name="bits" data-place="1"' in html(records)  # that of the model is left out
 
 
+class Filtered(HTMLParser):
+    """What the page's script sees: the choices by their place, and the values of each row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.choices: dict[int, list[str]] = {}
+        self.rows: list[list[str]] = []
+        self.place: int | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag == "select":
+            place = found.get("data-place")
+            self.place = int(place) if place else None
+        elif tag == "option" and self.place is not None and found["value"]:
+            self.choices.setdefault(self.place, []).append(json.loads(found["value"]))
+        elif tag == "tr" and "data-f" in found:
+            self.rows.append(json.loads(found["data-f"] or ""))
+
+
+def test_every_name_can_be_filtered_by() -> None:
+    models = ["tiny|b", "a  b", 'it\'s "<b>" & more', "line\nend\x1b"]
+    cells = [record("rtn", bits, 0.5, model=model) for model in models for bits in (3, 4)]
+    seen = Filtered(html(cells))
+    assert sorted(seen.choices[0]) == sorted(models) and seen.choices[1] == ["3", "4"]
+    for place, choices in seen.choices.items():
+        assert {row[place] for row in seen.rows} == set(choices), place
+
+
 def test_tasks_and_formats_are_chosen_above_the_table(run: tuple[list[Record], Path]) -> None:
     records, folder = run
     mine = [*records, record("alternating", 3, 0.3)]
@@ -116,6 +147,18 @@ def test_the_page_shows_latency_and_a_phone_sees_scores(run: tuple[list[Record],
     narrow = [head for head in heads if "extra" not in head]
     assert len(narrow) == 4  # method, bits and the two leading scores
     assert "<main>" in text
+    columns, _ = ranking([*records, record("rtn", 3, model="other")], folder)
+    narrow = [column.heading for column in columns if not column.extra]
+    assert narrow[:2] == ["model", "method"], "cells of several models are told apart"
+
+
+def test_a_long_name_takes_several_lines() -> None:
+    name = "a" * 120
+    text = html([record("rtn", 3, 0.5, model=name), record("rtn", 3, 0.5)])
+    assert f'<td class="word long">{name}' in text and '<td class="word">tiny' in text
+    style = text.split("<style>")[1].split("</style>")[0]
+    (rule,) = re.findall(r"^main {(.*)}", style, re.MULTILINE)
+    assert "overflow-wrap: break-word" in rule, "headings and paragraphs have names, too"
 
 
 def test_a_cell_page_has_scores_changes_latency_losses_and_command(

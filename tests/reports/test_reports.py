@@ -26,9 +26,11 @@ from qbench.errors import ConfigError, DataError, StoreError
 from qbench.records import Caution, Record, Score, digest
 from qbench.registry import declarations
 from qbench.reports import json_lines, pictures, plots
+from qbench.reports.cautions import summary
 from qbench.reports.cell_names import names, shared_parameters
 from qbench.reports.headline import headlines
 from qbench.reports.long_table import COLUMNS, long_table
+from qbench.reports.long_table import write as write_csv
 from qbench.reports.looks import looks
 from qbench.reports.noise import noise_lines
 from qbench.reports.numbers import number, score_text, student_interval
@@ -109,6 +111,15 @@ def test_json_lines_have_every_digit_whole_numbers_and_null(tmp_path: Path) -> N
     ]
     lost = next(row for row in rows if row["status"] == "failed")
     assert lost["value"] is None and lost["n"] is None and lost["task"] == ""
+
+
+def test_a_name_is_no_formula_in_the_csv_and_itself_in_the_json(tmp_path: Path) -> None:
+    name = "=HYPERLINK(1) \u202e漢"
+    cells = [record("rtn", 3, 0.3, model=name)]
+    (path,) = json_lines.write(cells, tmp_path)
+    assert {json.loads(line)["model"] for line in path.read_text().splitlines()} == {name}
+    (path,) = write_csv(cells, tmp_path)
+    assert set(pd.read_csv(path).model) == {"'=HYPERLINK(1) \\u202e漢"}
 
 
 def test_csv_survives_a_round_trip(records: list[Record], report: list[Path]) -> None:
@@ -453,6 +464,17 @@ def test_what_may_be_wrong_stands_in_table_screen_and_csv(tmp_path: Path) -> Non
     assert set(mine[mine.task == "mini-text"].warnings) == {"size"}
 
 
+def test_a_task_that_tells_no_methods_apart_names_every_model(tmp_path: Path) -> None:
+    methods = [("none", None), ("rtn", 3), ("greedy", 3), ("alternating", 3)]
+    cells = [
+        record(method, bits, 0.3, model) for model in ("tiny", "other") for method, bits in methods
+    ]
+    records = stored(cells, tmp_path)
+    said = summary(records, Pairs(records, tmp_path))
+    where = [cells for cells, text in said if "does not tell the methods apart" in text]
+    assert where and set(where) == {"other, tiny"}
+
+
 def test_markdown_escapes_what_comes_from_outside(records: list[Record]) -> None:
     text = markdown(records)
     assert "<script>" not in text
@@ -607,6 +629,20 @@ def test_the_value_of_a_collapsed_point_stands_within_the_frame(records: list[Re
     for text in values:
         extent = text.get_window_extent()
         assert axes.bbox.x0 <= extent.x0 and extent.x1 <= axes.bbox.x1, text.get_text()
+
+
+@pytest.mark.parametrize("metric", ["perplexity", "acc"])
+@pytest.mark.parametrize("damage", [0.0, 0.005, 0.01, 0.02])
+def test_the_name_of_the_baseline_stands_clear_of_bits(metric: str, damage: float) -> None:
+    records = [record("none", None, damage), record("rtn", 2, 0.0), record("rtn", 3, 0.0)]
+    task = "mini-text" if metric == "perplexity" else "mini-arc_easy"
+    figure = quality_figure(records, task, metric)
+    figure.canvas.draw()
+    texts = {text.get_text(): text for text in figure.axes[0].texts}
+    name = texts["unquantized"].get_window_extent()
+    assert figure.axes[0].bbox.contains(name.x1, name.y0), "within the frame"
+    for bits in ("2-bit", "3-bit"):
+        assert not name.overlaps(texts[bits].get_window_extent())
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
