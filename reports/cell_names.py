@@ -179,6 +179,7 @@ def _traits(record: Record) -> dict[str, str]:
         calibration = cell.calibration.label
         text = f"text={cell.calibration.sha256[:8]}"
         walk = f"calibrated in {cell.calibration.dtype}"
+    recipe = {"recipe": f"recipe={cell.recipe}"} if cell.recipe else {}
     return {
         "group": group,
         "symmetric": "sym" if scheme and scheme.symmetric else "",
@@ -195,7 +196,7 @@ def _traits(record: Record) -> dict[str, str]:
         "quantization": f"quantization={cell.quantization}",
         "revision": f"revision={cell.revision[:12]}",
         "packages": packages_text(record),
-        "recipe": f"recipe={cell.recipe}" if cell.recipe else "",
+        **recipe,
         **_declared(record),
     }
 
