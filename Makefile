@@ -3,7 +3,8 @@ PYTHON ?= python3
 MODEL  ?= smollm2-135m
 BITS   ?= 2,3,4
 # `.` and `..` are called as the folders that they mean.
-OUT    ?= runs/$(notdir $(if $(filter . .. %/. %/..,$(MODEL:%/=%)),$(realpath $(MODEL)),$(MODEL:%/=%)))
+NAME    = $(filter-out . ..,$(notdir $(MODEL:%/=%)))
+OUT    ?= runs/$(or $(NAME),$(notdir $(abspath $(MODEL))),model)
 BASE   ?= gptq
 REVISION ?= origin/main
 SHAPES ?= 4096x4096,14336x4096
@@ -13,8 +14,10 @@ THREADS ?= 1
 quoted  = '$(subst ','\'',$1)'
 is_on   = $(filter-out 0 no false,$1)
 typed   = $(filter-out file,$(origin $1))
-# Refuses what stands on make's command line and is none of a target's variables: it would do nothing.
-others  = $(filter-out $1 PYTHON RUN,$(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
+# Refuses what stands on make's command line and is none of a target's variables, such as a misspelt
+# one, but for those that the programs read.
+OF_PROGRAMS = PYTHON RUN CC CXX SHELL MAKE% QBENCH_% HF_% OMP_% CUDA_%
+others  = $(filter-out $1 $(OF_PROGRAMS),$(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
 takes   = $(if $(call others,$1),$(error make $@ knows no $(call others,$1); it takes $1))
 RUN     = PYTHONSAFEPATH=1 .venv/bin/
 READY   = .venv/.ready

@@ -63,7 +63,7 @@ def main() -> None:
             "set": parse_set(options.set),
         }
         run_grid(read_grid(None, flags))
-    side, _ = read_side(str(options.out))  # of an edited method the newest draws alone
+    side, _ = read_side(str(options.out), Path("baselines"))
     records = [record for record in side.records if record.status == "ok"]
     unquantized = [record for record in records if record.cell.method == "none"]
     draws = sorted((r for r in records if r.cell.method == METHOD), key=lambda r: r.cell.seed)

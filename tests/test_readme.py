@@ -127,8 +127,17 @@ def test_make_gives_its_variables_as_they_are():
         "--data": "my data",
     }
     assert "it's here" in made('make bench "OUT=it\'s here"')
-    for model, name in ((".", ROOT.name), ("..", ROOT.parent.name), ("tests/../", ROOT.name)):
+    for model, name in (
+        (".", ROOT.name),
+        ("..", ROOT.parent.name),
+        ("tests/../", ROOT.name),
+        (".//", ROOT.name),
+    ):
         assert f"runs/{name}" in made(f"make bench MODEL={model}"), "neither this folder nor runs"
+    assert "runs/model" in made("make bench MODEL=/"), "the root has no name"
+    assert "runs/smollm2-135m" in made("make bench QBENCH_DATA=data CC=clang"), (
+        "programs read these"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from qbench.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from qbench.experiment.plan import Plan
-    from qbench.experiment.runner import View
     from qbench.experiment.store import Store
+    from qbench.experiment.view import View
     from qbench.records import Record
 
 Executor: TypeAlias = "Callable[[Plan, Store, View], list[Record]]"

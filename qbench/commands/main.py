@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from qbench.commands.executing import Executor
     from qbench.experiment.grid import Grid
     from qbench.experiment.plan import Plan
-    from qbench.experiment.runner import View
     from qbench.experiment.store import Store
+    from qbench.experiment.view import View
     from qbench.records import Record
 
 app = typer.Typer(

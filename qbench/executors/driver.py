@@ -13,8 +13,9 @@ from qbench.executors.one_cell import MARKS, Event, Request, Settled
 from qbench.experiment.journal import write_plan
 from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.plan import Plan, working_order
-from qbench.experiment.runner import View, run
+from qbench.experiment.runner import run
 from qbench.experiment.store import Store
+from qbench.experiment.view import View
 from qbench.files.atomic import write_bytes, write_text
 from qbench.records import Cell, Record, Score
 

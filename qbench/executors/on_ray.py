@@ -17,8 +17,8 @@ from qbench.errors import ConfigError, reason_of
 from qbench.executors.driver import Driver
 from qbench.executors.one_cell import Event, Request, Settled, settle
 from qbench.experiment.plan import Plan
-from qbench.experiment.runner import View
 from qbench.experiment.store import Store
+from qbench.experiment.view import View
 from qbench.records import Cell, Record
 
 POLL = 0.5  # seconds between two looks at what has happened

@@ -22,8 +22,9 @@ from qbench.executors.driver import Driver
 from qbench.executors.one_cell import Request, Settled, settle
 from qbench.experiment.journal import read_events
 from qbench.experiment.plan import Plan
-from qbench.experiment.runner import View, time_limit
+from qbench.experiment.runner import time_limit
 from qbench.experiment.store import Store
+from qbench.experiment.view import View
 from qbench.records import Cell, Record
 
 POLL = 1.0  # seconds between two looks at jobs and events

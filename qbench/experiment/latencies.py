@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import entry_points
@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from qbench import kernels
-from qbench.checkpoint.folder import bytes_on_disk
+from qbench.checkpoint.folder import bytes_on_disk, is_checkpoint
 from qbench.environment import hardware
 from qbench.errors import ConfigError, StoreError, reason_of
 from qbench.experiment.job import Job
@@ -75,16 +75,22 @@ def not_measured(cell: Cell, machine: dict[str, Any], reason: str) -> Latency:
     return Latency(device=name, threads=None, dtype=cell.dtype, reason=reason, failed=True)
 
 
-def wanted(job: Job, latency: Latency | None) -> bool:
+def wanted(
+    cell: Cell, latency: Latency | None, code: str, machine: dict[str, Any], artifact: Path
+) -> bool:
     """Whether a finished cell has a packed model whose latency is not known in full.
 
-    Nor is it where the kernels were others when it was measured; older records do not say which.
+    Nor is it where it was measured on this machine with other kernels, as long as the model is
+    there. code: of `code_of`; older records do not say it. machine: of
+    `qbench.environment.hardware`. artifact: the folder of the model.
     """
-    if job.cell.scheme is None:
+    if cell.scheme is None:
         return False
     if latency is None or latency.reason is not None:
         return True
-    return latency.code not in ("", code_of(job))
+    is_outdated = latency.code not in ("", code)
+    is_here = latency.device == device_name(machine, cell.device)
+    return is_outdated and is_here and is_checkpoint(artifact)
 
 
 @dataclass
@@ -102,7 +108,7 @@ class _Measuring:
 
     def run(self) -> None:
         """Measure all products, then the model; raises where one cannot be measured."""
-        load_plugins(_plugins(self.job))
+        load_plugins(dict.fromkeys((*self.job.plugins, *self.job.kernels)))
         groups = self._groups()
         self.layers = sum(group.count for group in groups)
         for index, (group, rows) in enumerate(product(groups, ROWS)):
@@ -146,7 +152,7 @@ class _Measuring:
 
     @cached_property
     def _code(self) -> str:
-        return code_of(self.job)
+        return code_of(self.job.kernels)
 
     @cached_property
     def _folder(self) -> Path:
@@ -211,10 +217,11 @@ def _read(path: Path, kind: type[M], facts: list[Any]) -> M | None:
     return None
 
 
-def code_of(job: Job) -> str:
+def code_of(plugins: Iterable[Path]) -> str:
     """12 hex digits for the kernels, and for how they are timed.
 
-    Of plug-ins and of installed kernels all that their files import from beside them counts, too.
+    plugins: the files of a run that define kernels. Of these and of installed kernels all that
+    their files import from beside them counts, too.
     """
     digest = hashlib.sha256()
     folders = [Path(kernels.__file__).parent, Path(of_model.__file__).parent]
@@ -223,11 +230,7 @@ def code_of(job: Job) -> str:
             if path.suffix in SOURCES and path.is_file():
                 digest.update(path.read_bytes())
     all_kernels()  # imports the installed ones
-    modules = [point.module for point in entry_points(group=GROUP)]
-    for module in [*map(plugin_module, _plugins(job)), *sorted(modules)]:
+    installed = [point.module for point in entry_points(group=GROUP)]
+    for module in sorted([*installed, *map(plugin_module, plugins)]):
         digest.update(module_hash(module).encode())
     return digest.hexdigest()[:12]
-
-
-def _plugins(job: Job) -> tuple[Path, ...]:
-    return tuple(dict.fromkeys((*job.plugins, *job.kernels)))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from qbench.checkpoint.folder import add_scores, is_checkpoint
 from qbench.errors import StoreError, readable
@@ -33,12 +33,13 @@ from qbench.experiment.cell_process import work
 from qbench.experiment.estimate import Estimate
 from qbench.experiment.job import Job
 from qbench.experiment.journal import Journal, write_plan
-from qbench.experiment.latencies import measure, not_measured, wanted
+from qbench.experiment.latencies import code_of, measure, not_measured, wanted
 from qbench.experiment.outcomes import machine_of, record_of
 from qbench.experiment.overlap import overlaps
 from qbench.experiment.plan import Plan, working_order
 from qbench.experiment.plugins import kernels_of, plugins_of
 from qbench.experiment.store import COMPUTING, Store
+from qbench.experiment.view import View
 from qbench.files.claims import claimed, claimed_in_time
 from qbench.isolation import Isolated, Tell
 from qbench.records import Cell, Latency, Record, Score
@@ -48,34 +49,6 @@ POLL = 0.5  # seconds between two looks at what other runners do
 # machine, and what hangs would hang for ever.
 LEAST_LIMIT = 600.0  # seconds
 LIMIT_FACTOR = 20
-
-
-class View(Protocol):
-    """What shows the events of a run. Several threads call it where several cells are at work."""
-
-    def begin(self, cell: Cell, position: int, cells: int) -> None:
-        """A cell starts."""
-
-    def progress(self, cell: Cell, fraction: float, text: str) -> None:
-        """Part of a cell is done, 0..1."""
-
-    def scored(self, cell: Cell, scores: Sequence[Score]) -> None:
-        """A task of a cell is done."""
-
-    def note(self, text: str) -> None:
-        """A sentence for people; the cell goes on."""
-
-    def waiting(self, cells: int) -> None:
-        """So many cells are left, and other runners work on them."""
-
-    def finish(self, record: Record) -> None:
-        """A cell is done, and its record written."""
-
-    def begin_latency(self, cell: Cell) -> None:
-        """The latency of a finished cell is being measured."""
-
-    def measured(self, record: Record) -> None:
-        """The latency of a finished cell is known, or why it is not, and stands in its record."""
 
 
 def run(plan: Plan, store: Store, view: View) -> list[Record]:
@@ -162,15 +135,21 @@ class _Run:
     def measure(self) -> None:
         """Measure the latency of the finished cells, one by one, while nothing else computes here.
 
-        Cells of older runs whose records have no latency are among them.
+        Cells of older runs are among them, whose records have no latency or one of other kernels.
         """
+        code = code_of(kernels_of(self.plan.grid.plugin))
+
+        def is_wanted(cell: Cell, latency: Latency | None) -> bool:
+            artifact = self.store.artifact(cell)
+            return wanted(cell, latency, code, self.machine["hardware"], artifact)
+
         for cell in self.plan.cells:
             settled = self.settled[cell.id]
-            if settled.status != "ok" or not wanted(self._job(cell), settled.latency):
+            if settled.status != "ok" or not is_wanted(cell, settled.latency):
                 continue
             with claimed_in_time(self.store.claim(COMPUTING), lambda: self.view.waiting(1)):
                 record = self.store.record(cell) or settled
-                if wanted(self._job(cell), record.latency):  # else another runner was faster
+                if is_wanted(cell, record.latency):  # else another runner was faster
                     self.view.begin_latency(cell)
                     record = self.store.add_latency(cell, self._latency(cell))
             self.settled[cell.id] = record
@@ -364,7 +343,7 @@ class _Run:
                 return event
         raise KeyboardInterrupt
 
-    def _job(self, cell: Cell, halvings: int = 0, paged: bool = False) -> Job:
+    def _job(self, cell: Cell, halvings: int, paged: bool = False) -> Job:
         plan = self.plan
         return Job(
             cell=cell,

@@ -28,7 +28,7 @@ from qbench.records import Cell, Record, TaskSpec, digest
 
 if TYPE_CHECKING:
     from qbench.experiment.plan import Plan
-    from qbench.experiment.runner import View
+    from qbench.experiment.view import View
 
 KEPT = 3  # values of a stage, the latest; the median counts, and of two the lower
 LATENCY = "latency"

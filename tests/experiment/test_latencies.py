@@ -186,6 +186,10 @@ def test_a_latency_is_measured_again_where_a_kernel_is_another(run, tmp_path, mo
             part.write_text(f"from torch.nn.functional import linear\n{text}\n")
             run(tmp_path / "out", "rtn", ("--latency", "--plugin", str(plugin)))
             seen.append(by_method(tmp_path / "out")["rtn"])
+        shutil.rmtree(tmp_path / "out" / "artifacts")
+        part.write_text("from torch.nn.functional import linear\n# a fourth\n")
+        run(tmp_path / "out", "rtn", ("--latency", "--plugin", str(plugin)))
+        assert by_method(tmp_path / "out")["rtn"] == seen[2], "a model that is gone keeps its times"
     finally:
         registry.choose.cache_clear()
     assert seen[0].latency.code != seen[1].latency.code != seen[2].latency.code
