@@ -456,6 +456,21 @@ def engine(base: Side, candidate: Side, *allowed: str) -> list[str]:
     return engine_reasons(base, candidate, readers, MARGINS, ("wikitext",), allowed)
 
 
+def test_an_engine_is_named_once_and_blamed_for_the_task_alone(tmp_path: Path) -> None:
+    """The unquantized model was asked by two commands; only its divergence is declared anew."""
+
+    def unquantized(code: str, damage: float, *names: str) -> Record:
+        judging = Judging(code="a" * 12, tasks={"wikitext": "b" * 12, "divergence": code * 12})
+        specs = tuple(spec for spec in TASKS if spec.name in names)
+        return of_command(judging, specs, method="none", bits=None, damage=damage)
+
+    names = (("wikitext",), ("wikitext", "divergence"))
+    base = side(tmp_path / "base", *(unquantized("b", 0.0, *asked) for asked in names))
+    other = side(tmp_path / "other", *(unquantized("c", 0.1, *asked) for asked in names))
+    (reason,) = engine(base, other)
+    assert "differs by +0.1" in reason and "declares" not in reason
+
+
 def test_an_engine_whose_packages_are_allowed_to_differ_is_still_looked_at(tmp_path: Path) -> None:
     base = side(tmp_path / "base", cell("none", None, damage=0.0), cell())
     packages = {"packages": {"torch": "2.12.0", "lm_eval": "0.4.13"}}
