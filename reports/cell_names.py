@@ -69,6 +69,7 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
     """
     shared = _shared(records)
     differing = _differing(records)
+    asked = _asked_again(records)
     result = {}
     for record in records:
         words = ["unquantized" if is_unquantized(record) else record.cell.made_by]
@@ -80,6 +81,7 @@ def names(records: Sequence[Record], group: bool = True) -> dict[str, str]:
                 differs = bool(told)
             if differs and (group or trait != "group"):
                 words.append(value)
+        words.append(asked.get(record.id, ""))
         result[record.id] = " ".join(word for word in words if word)
     return result
 
@@ -92,6 +94,24 @@ def _differing(records: Sequence[Record]) -> set[tuple[tuple[str, ...], str]]:
             if trait != "packages" or record.status == "ok":  # others may not say
                 values.setdefault((relatives, trait), set()).add(value)
     return {key for key, several in values.items() if len(several) > 1}
+
+
+def _asked_again(records: Sequence[Record]) -> dict[str, str]:
+    """By id the tasks of cells, where several commands have asked one model different ones."""
+    asked = {
+        record.id: f"tasks={','.join(spec.name for spec in record.cell.tasks)}"
+        for record in records
+    }
+    if len(set(asked.values())) == 1:
+        return {}
+    alike: dict[str, list[str]] = {}
+    for record in records:
+        alike.setdefault(record.cell.artifact, []).append(record.id)
+    told: dict[str, str] = {}
+    for ids in alike.values():
+        if len({asked[name] for name in ids}) > 1:
+            told |= {name: asked[name] for name in ids}
+    return told
 
 
 def _told_apart(record: Record) -> Iterator[tuple[tuple[str, ...], str, str]]:

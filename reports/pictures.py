@@ -23,6 +23,7 @@ from qbench.reports.plots import (
     svg,
 )
 from qbench.reports.points import BITS, COSTS, Cost
+from qbench.reports.repeats import without_repeats
 
 TAKES_LONG = True  # so that it begins first where several reports are written at once
 
@@ -30,6 +31,7 @@ TAKES_LONG = True  # so that it begins first where several reports are written a
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """Each picture of `offered`, twice."""
     require(records)
+    records = without_repeats(records)
     paths = []
     for model, headline, cost in offered(records):
         figure = headline_figure(records, headline, model, cost, folder)

@@ -30,6 +30,7 @@ from qbench.reports.headline import Headline, headlines
 from qbench.reports.looks import INK, MUTED, PAPER, RULE, Look, looks
 from qbench.reports.noise import noise_floors
 from qbench.reports.points import BITS, Cost, unbroken
+from qbench.reports.repeats import without_repeats
 
 STYLE: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
@@ -99,6 +100,7 @@ def leading(records: Sequence[Record]) -> list[Headline]:
 
 def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """`quality.png`, and `quality-MODEL.png` for every further model."""
+    records = without_repeats(records)
     paths = []
     for index, model in enumerate(models(records)):
         paths.append(write_quality(records, folder, model, first=index == 0))

@@ -109,7 +109,8 @@ def compare(
             variants = read_variant_here(base), read_variant_here(candidate)
             verdict = judged(*variants, flags, limits=limits)
         else:
-            first, second = (_read_or_run(text, baselines, flags) for text in (base, candidate))
+            sides = (_read_or_run(text, baselines, flags, limits) for text in (base, candidate))
+            first, second = sides
             verdict = _compared(first, second, schedule, limits)
             verdict = with_questions(verdict, first, data)
     raise typer.Exit(report(verdict, as_json, markdown, strict))
@@ -251,10 +252,10 @@ def baseline_show(
         say(f"  {record.command}")
 
 
-def _side(text: str, baselines: Path) -> Side:
+def _side(text: str, baselines: Path, tasks: Sequence[str] | None = None) -> Side:
     from qbench.commands.sides import read_side
 
-    side, complaints = read_side(text, baselines)
+    side, complaints = read_side(text, baselines, tasks)
     for complaint in complaints:
         announce(f"warning: {complaint}")
     return side
@@ -271,13 +272,13 @@ def _lines_on_stderr(wanted: bool) -> Iterator[None]:
         out.stderr = before
 
 
-def _read_or_run(text: str, baselines: Path, flags: dict[str, Any]) -> Side:
+def _read_or_run(text: str, baselines: Path, flags: dict[str, Any], limits: dict[str, Any]) -> Side:
     """What lies there; a method's file is run for it."""
     from qbench.commands.gated import judged_alone
 
     if is_file_of_method(text):
         return judged_alone(read_variant_here(text), flags)
-    return _side(text, baselines)
+    return _side(text, baselines, limits["tasks"])
 
 
 def _show(verdict: Verdict) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from qbench.comparison.judging import code_of, declared_in, protocol
 from qbench.comparison.matching import Side, cell_key, chosen
 from qbench.comparison.pairs import is_unquantized
 from qbench.errors import PLAIN_NAME, ConfigError, StoreError, unknown_name
@@ -12,21 +14,24 @@ from qbench.experiment.journal import read_plans
 from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
 from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
-from qbench.records import Cell, Record
+from qbench.records import Record
 
 
-def read_side(text: str, baselines: Path) -> tuple[Side, list[str]]:
+def read_side(
+    text: str, baselines: Path, tasks: Sequence[str] | None = None
+) -> tuple[Side, list[str]]:
     """FOLDER, FOLDER:LABEL, a record's file, or a baseline by name, with or without :LABEL.
 
-    Returns the side, and a sentence for each record that cannot be trusted. ConfigError where there
-    is no such thing.
+    tasks: those that are compared, None for all. Returns the side, and a sentence for each record
+    that cannot be trusted. ConfigError where there is no such thing.
     """
     place, label, spot = _split(text, baselines)
     if spot.suffix == ".json":
         return _one_record(spot, text)
     records, complaints = read_records(spot)
     if all(record.id != label for record in records):  # else that very cell is asked for
-        newest, fields = _newest(records, spot)
+        records = _asked(records, tasks or ())
+        newest, fields = _newest(records, spot, tasks)
         if fields:
             complaints.append(
                 f"{place} holds {len(records) - len(newest)} older cells beside newer ones of the "
@@ -70,13 +75,29 @@ def baseline_names(baselines: Path) -> list[str]:
     return sorted(path.parent.name for path in baselines.glob("*/records"))
 
 
-def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str]]:
+def _asked(records: Sequence[Record], tasks: Sequence[str]) -> list[Record]:
+    """The records without those that lack a task which others of their label were asked."""
+    whole = {
+        record.id
+        for record in records
+        if {spec.name for spec in record.cell.tasks}.issuperset(tasks)
+    }
+    labels = {cell_key(record.cell) for record in records if record.id in whole}
+    return [
+        record for record in records if record.id in whole or cell_key(record.cell) not in labels
+    ]
+
+
+def _newest(
+    records: list[Record], folder: Path, tasks: Sequence[str] | None
+) -> tuple[list[Record], list[str]]:
     """The newest of cells that differ only in what has no name, such as the method's source.
 
     The newest belong to the command that was given last, and among its cells they were written
     last. (Times of files alone do not do: a copy of a folder has others.) Of the other draws of a
-    newest cell, those stay that differ from it in their seed alone: draws of an older source are
-    none of the newer one's. Also returns the fields in which the cells that are left out differ.
+    newest cell, those stay that differ from it in their seed alone, or in other tasks than `tasks`:
+    draws of an older source are none of the newer one's. Returns what stays, the newest last, and
+    the fields in which the cells that are left out differ.
     """
     asked: dict[str, float] = {}
     for plan in read_plans(folder):  # the oldest first
@@ -85,23 +106,37 @@ def _newest(records: list[Record], folder: Path) -> tuple[list[Record], list[str
     for record in records:
         written = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
         age[record.id] = (asked.get(record.id, written / 1e9), written)
-    newest: dict[tuple[object, ...], Cell] = {}
-    for record in sorted(records, key=lambda row: age[row.id]):
-        newest[cell_key(record.cell)] = record.cell
+    records = sorted(records, key=lambda row: age[row.id])
+    newest = {cell_key(record.cell): record for record in records}
     kept = []
     fields: set[str] = set()
     for record in records:
-        differing = _differing(record.cell, newest[cell_key(record.cell)])
+        differing = _differing(record, newest[cell_key(record.cell)], tasks)
         fields |= differing
         if not differing:
             kept.append(record)
     return kept, sorted(fields)
 
 
-def _differing(cell: Cell, other: Cell) -> set[str]:
-    """The fields, but for the seed, in which two cells differ."""
-    names = type(cell).model_fields.keys() - {"seed"}
-    return {name for name in names if getattr(cell, name) != getattr(other, name)}
+def _differing(record: Record, other: Record, tasks: Sequence[str] | None) -> set[str]:
+    """The fields, but for the seed, in which two cells differ.
+
+    Of how they were judged, what is about `tasks` alone, where they are given.
+    """
+    judged = {"tasks", "evaluation"} if tasks else set()
+    names = type(record.cell).model_fields.keys() - {"seed"} - judged
+    fields = {name for name in names if getattr(record.cell, name) != getattr(other.cell, name)}
+    for task in tasks or ():
+        if protocol(record, task) != protocol(other, task):
+            fields.add("tasks")
+        elif _code(record, task) != _code(other, task):
+            fields.add("evaluation")
+    return fields
+
+
+def _code(record: Record, task: str) -> tuple[str, str]:
+    """By which code a cell was judged in a task."""
+    return code_of(record), declared_in(record, task)
 
 
 def _copy(source: Path, target: Path, path: str) -> None:

@@ -41,6 +41,26 @@ def differences(
     return complaints
 
 
+def draws_differ(
+    draws: Sequence[tuple[Record, Record]],
+    allowed: Sequence[str] = (),
+    tasks: Sequence[str] | None = None,
+) -> list[str]:
+    """Why draws, a base and a candidate of each, are not comparable, apart from their items.
+
+    A mean over draws needs also the draws of one side to be judged alike. allowed, tasks: as of
+    `differences`.
+    """
+    complaints = []
+    for base, candidate in draws:
+        complaints += differences(base, candidate, allowed, tasks)
+    for first, *others in zip(*draws, strict=True):
+        for other in others:
+            reasons = differences(first, other, allowed, tasks)
+            complaints += [f"draws of one side: {reason}" for reason in reasons]
+    return complaints
+
+
 def items_differ(
     base: Record, candidate: Record, key: ScoreKey, items: Items | None, others: Items | None
 ) -> list[str]:

@@ -33,7 +33,7 @@ def engine_reasons(
             continue
         for endpoint in endpoints(entry, other, margins, tasks):
             reasons += _engine_reason(endpoint, entry, other, readers)
-    return reasons
+    return list(dict.fromkeys(reasons))  # several commands may have asked one model
 
 
 def _likes(
@@ -71,7 +71,7 @@ def _engine_reason(
     harm = float(endpoint.harms(*tables).mean())
     if abs(harm) <= ENGINE * endpoint.margin:
         return []
-    known = differences(entry, other)
+    known = differences(entry, other, tasks=(endpoint.key[0],))
     blamed = f" ({'; '.join(known)}), which --allow does not make good" if known else ""
     return [
         f"{endpoint.name} of {entry.cell.model}: the unquantized model itself differs by "

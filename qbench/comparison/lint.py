@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from qbench.comparison.judging import judged_alike, judged_by
+from qbench.comparison.matching import cell_key
 from qbench.comparison.pairs import (
     Pairs,
     ScoreKey,
@@ -20,6 +21,7 @@ from qbench.comparison.pairs import (
     is_unquantized,
     score_of,
 )
+from qbench.comparison.ranks import MADE_BY
 from qbench.comparison.samples import Items
 from qbench.records import Caution, Record
 from qbench.stats.difference import log_ratio
@@ -72,6 +74,7 @@ def other_lengths(bases: Sequence[Record], record: Record, pairs: Pairs) -> Iter
             text = _lengths(pairs.items(base, key), pairs.items(record, key))
             if text is not None:
                 yield Caution(kind="length", task=task, text=text)
+                break  # other records of the same model say the same
 
 
 def _written(record: Record) -> list[tuple[str, str]]:
@@ -130,8 +133,7 @@ def _extremes(entries: Sequence[tuple[float, Record]], key: ScoreKey, pairs: Pai
     And where all are draws of one cell, which are not to be told apart. entries: values and cells.
     """
     records = [record for _, record in sorted(entries, key=lambda entry: entry[0])]
-    first = records[0].cell
-    if all(record.cell.model_copy(update={"seed": first.seed}) == first for record in records):
+    if len({cell_key(record.cell, MADE_BY) for record in records}) == 1:
         return None
     contrast = pairs.between(records[0], records[-1], key)
     if contrast is None:
@@ -141,19 +143,23 @@ def _extremes(entries: Sequence[tuple[float, Record]], key: ScoreKey, pairs: Pai
 
 
 def _groups(records: Sequence[Record]) -> list[tuple[ScoreKey, list[Record]]]:
-    """The quantized cells of one model that were judged alike, by headline score."""
+    """The quantized cells of one model that were judged alike, by headline score.
+
+    Of cells that several commands have asked the same, the first.
+    """
     shown = _headlines()
-    groups: dict[tuple[object, ...], tuple[ScoreKey, list[Record]]] = {}
+    groups: dict[tuple[object, ...], tuple[ScoreKey, dict[str, Record]]] = {}
     for record in records:
         if record.cell.scheme is None:
             continue
+        artifact = record.cell.artifact
         for score in record.scores:
             key = (score.task, score.metric, score.filter)
             if key not in shown:
                 continue
             alike = (key, record.cell.model, *judged_by(record, score.task))
-            groups.setdefault(alike, (key, []))[1].append(record)
-    return list(groups.values())
+            groups.setdefault(alike, (key, {}))[1].setdefault(artifact, record)
+    return [(key, list(group.values())) for key, group in groups.values()]
 
 
 def _headlines() -> set[ScoreKey]:

@@ -170,7 +170,7 @@ def matched(base: Side, candidate: Side) -> list[Match]:
     Where both sides were chosen by a whole label, their schemes may differ, too. Of TRAITS, those
     count that tell cells of a side apart. A cell of the candidate that the base lacks, or the other
     way round, is a match with one side. ConfigError where a side has no cell, and where nothing has
-    a counterpart since a name stands for several variants.
+    a counterpart since a name stands for several variants, of which the other side has none.
     """
     for side in (base, candidate):
         if not side.quantized:
@@ -190,8 +190,7 @@ def matched(base: Side, candidate: Side) -> list[Match]:
         words = " ".join(_trait(cell, name) for name in traits)
         matches.append(Match(cell.model, draws[0], draws[1], words))
     if not any(match.base and match.candidate for match in matches):
-        for side in sides:
-            _refuse_several(side)
+        _refuse_several(sides)
     return matches
 
 
@@ -224,14 +223,22 @@ def _like(side: Side, other: Side) -> Side:
     return _with(side, plain) if len({_variant(row.cell) for row in plain}) == 1 else side
 
 
-def _refuse_several(side: Side) -> None:
-    """ConfigError, with the labels, where a name chose several variants, and none has its like."""
-    if side.label and len({_variant(row.cell) for row in side.quantized}) > 1:
-        known = ", ".join(sorted({row.cell.label for row in side.quantized}))
-        raise ConfigError(
-            f"{side.name} stands for several variants, and none of them is on the other side; "
-            f"give one of them: {known}"
-        )
+def _refuse_several(sides: Sequence[Side]) -> None:
+    """ConfigError, with the labels, where a name chose several variants, and none has its like.
+
+    Not so where models or schemes are to blame, of which the sides have none in common.
+    """
+    variants = [{_variant(row.cell) for row in side.quantized} for side in sides]
+    places = [{(row.cell.model, row.cell.scheme) for row in side.quantized} for side in sides]
+    if variants[0] & variants[1] or not places[0] & places[1]:
+        return
+    for side, own in zip(sides, variants, strict=True):
+        if side.label and len(own) > 1:
+            known = ", ".join(sorted({row.cell.label for row in side.quantized}))
+            raise ConfigError(
+                f"{side.name} stands for several variants, and none of them is on the other side; "
+                f"give one of them: {known}"
+            )
 
 
 def _is_whole(side: Side) -> bool:
@@ -272,7 +279,7 @@ def _order(record: Record) -> tuple[object, ...]:
     cell = record.cell
     bits = cell.scheme.width if cell.scheme else 0
     windows = (cell.calibration.samples, cell.calibration.length) if cell.calibration else ()
-    # Of two records of a cell that differ in their evaluation, the finished one stays.
+    # Of records of a cell that differ in their evaluation, the last one that is finished stays.
     return (cell.model, bits, cell.label, windows, cell.seed, record.status == "ok")
 
 

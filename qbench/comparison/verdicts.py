@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from qbench.comparison.changed_answers import Change, flips
-from qbench.comparison.comparable import differences, shared_items, tasks_lacking
+from qbench.comparison.comparable import draws_differ, shared_items, tasks_lacking
 from qbench.comparison.costs import Cost, costs, elsewhere, measured_once, other_machines, watched
 from qbench.comparison.endpoints import MARGINS, Endpoint, endpoints, values
 from qbench.comparison.engine import engine_reasons
@@ -184,10 +184,7 @@ def _measure(
     if lost is not None:
         return replace(cell, status=lost[0], reasons=(lost[1],)), []
     draws = match.draws()
-    reasons: list[str] = []
-    for entry, other in draws:
-        reasons += differences(entry, other, allowed, tasks)
-    reasons += match.lacking(look.draws)
+    reasons = draws_differ(draws, allowed, tasks) + match.lacking(look.draws)
     measures: list[_Measured] = []
     notes = [NO_DRAWS] if match.is_random and len(draws) == 1 else []
     notes += match.notes()

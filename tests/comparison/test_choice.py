@@ -157,6 +157,24 @@ def test_a_name_that_stands_for_several_variants_is_refused_with_their_labels(
     ) in " ".join(done.err.split())
 
 
+def test_variants_without_a_like_in_bits_or_model_are_missing_and_not_refused(
+    tmp_path: Path,
+) -> None:
+    """Other bits or another model are to blame, not a name that stands for several variants."""
+    swept = [{"damp": damp} for damp in (0.1, 0.2)]
+    whole = side(tmp_path / "a", *(cell(params=params) for params in swept))
+    others = {
+        "bits": [cell(bits=4, params=params) for params in swept],
+        "model": [cell(params=params, model="other") for params in swept],
+        "method": [cell("awq", bits=4)],
+    }
+    for name, records in others.items():
+        other = side(tmp_path / name, *records)
+        method = records[0].cell.method
+        verdict = compare(chosen(whole, "gptq"), chosen(other, method), tasks=("wikitext",))
+        assert {entry.status for entry in verdict.cells} == {"missing"}, name
+
+
 def test_a_draw_is_chosen_by_the_label_that_tells_it_from_the_others(tmp_path: Path) -> None:
     whole = side(tmp_path / "run", *[cell(seed=seed) for seed in range(3)])
     plain = whole.quantized[0].cell.label

@@ -456,6 +456,21 @@ def engine(base: Side, candidate: Side, *allowed: str) -> list[str]:
     return engine_reasons(base, candidate, readers, MARGINS, ("wikitext",), allowed)
 
 
+def test_an_engine_is_named_once_and_blamed_for_the_task_alone(tmp_path: Path) -> None:
+    """The unquantized model was asked by two commands; only its divergence is declared anew."""
+
+    def unquantized(code: str, damage: float, *names: str) -> Record:
+        judging = Judging(code="a" * 12, tasks={"wikitext": "b" * 12, "divergence": code * 12})
+        specs = tuple(spec for spec in TASKS if spec.name in names)
+        return of_command(judging, specs, method="none", bits=None, damage=damage)
+
+    names = (("wikitext",), ("wikitext", "divergence"))
+    base = side(tmp_path / "base", *(unquantized("b", 0.0, *asked) for asked in names))
+    other = side(tmp_path / "other", *(unquantized("c", 0.1, *asked) for asked in names))
+    (reason,) = engine(base, other)
+    assert "differs by +0.1" in reason and "declares" not in reason
+
+
 def test_an_engine_whose_packages_are_allowed_to_differ_is_still_looked_at(tmp_path: Path) -> None:
     base = side(tmp_path / "base", cell("none", None, damage=0.0), cell())
     packages = {"packages": {"torch": "2.12.0", "lm_eval": "0.4.13"}}
@@ -667,12 +682,10 @@ def test_of_an_edited_method_the_newest_cell_counts(tmp_path: Path) -> None:
     assert run_command(*run).code == 0, "that of the last command, whatever the times of files"
 
 
-@pytest.mark.parametrize(
-    "field", ["source", "quantization", "recipe", "evaluation", "revision", "tasks"]
-)
+@pytest.mark.parametrize("field", ["source", "quantization", "recipe", "evaluation", "revision"])
 def test_draws_of_another_code_are_none_of_the_newest_cells(tmp_path: Path, field: str) -> None:
     """Of two draws and one of the edited method, only the last counts, whatever its seed."""
-    edited = {field: TASKS[:1] if field == "tasks" else "9" * 12}
+    edited = {field: "9" * 12}
     side(tmp_path / "base", *(cell(seed=seed, **edited) for seed in range(2)))
     before = [cell(seed=seed, damage=0.9) for seed in range(2)]
     side(tmp_path / "mine", *before, cell(**edited))
@@ -685,6 +698,54 @@ def test_draws_of_another_code_are_none_of_the_newest_cells(tmp_path: Path, fiel
     assert found["findings"][0]["harm"]["value"] == pytest.approx(0.0)
     said = " ".join(done.err.split())
     assert "2 older cells" in said and f"differ in {field};" in said
+
+
+def draw(seed: int, *names: str, code: str = "a", damage: float = 0.2) -> Record:
+    """A draw as a command makes it that asks these tasks, judged by that code."""
+    judging = Judging(code=code * 12, tasks=dict.fromkeys(names, "b" * 12))
+    specs = tuple(spec for spec in TASKS if spec.name in names)
+    return of_command(judging, specs, seed=seed, damage=damage)
+
+
+@pytest.mark.parametrize("more", [("wikitext", "divergence"), ("arc_easy",)])
+def test_draws_count_whatever_other_tasks_the_last_command_asked(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    draws = [draw(seed, "wikitext") for seed in range(4)]
+    side(tmp_path / "base", *draws)
+    side(tmp_path / "mine", *draws, draw(0, *more))
+    for record in draws:
+        os.utime(tmp_path / "mine" / "records" / f"{record.id}.json", ns=(1, 1))
+    done = run_command("compare", tmp_path / "base", tmp_path / "mine", *TEXT, "--json")
+    (found,) = json.loads(done.out)["cells"]
+    assert found["findings"][0]["harm"]["draws"] == 4, found
+    assert done.code == 0 and not done.err
+
+
+def test_draws_whose_task_was_judged_by_other_code_do_not_count(tmp_path: Path) -> None:
+    draws = [draw(seed, "wikitext", code="c", damage=0.9) for seed in range(4)]
+    side(tmp_path / "mine", *draws, draw(0, "wikitext", "divergence"))
+    side(tmp_path / "base", *(draw(seed, "wikitext") for seed in range(4)))
+    for record in draws:
+        os.utime(tmp_path / "mine" / "records" / f"{record.id}.json", ns=(1, 1))
+    done = run_command("compare", tmp_path / "base", tmp_path / "mine", *TEXT, "--json")
+    (found,) = json.loads(done.out)["cells"]
+    assert found["findings"][0]["harm"]["draws"] == 1
+    said = " ".join(done.err.split())
+    assert "4 older cells" in said and "differ in evaluation;" in said
+
+
+def test_draws_that_were_judged_by_different_code_are_not_averaged(tmp_path: Path) -> None:
+    """Also where each draw was judged alike on both sides."""
+    draws = [draw(seed, "wikitext", code=code) for seed, code in enumerate("ac")]
+    whole = side(tmp_path / "run", *draws)
+    (entry,) = compare(whole, whole, tasks=("wikitext",)).cells
+    assert entry.status == "not comparable"
+    assert entry.reasons == (
+        "draws of one side: code that judges: aaaaaaaaaaaa against cccccccccccc",
+    )
+    (entry,) = compare(whole, whole, tasks=("wikitext",), allowed=("evaluation",)).cells
+    assert entry.status == "compared"
 
 
 def test_an_older_cell_is_chosen_by_its_id(tmp_path: Path) -> None:

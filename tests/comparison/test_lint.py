@@ -12,8 +12,8 @@ from paired_items import with_items
 from qbench.comparison.cell_lint import LINTS, Evaluated, lint_cell
 from qbench.comparison.lint import lint
 from qbench.comparison.pairs import Pairs
-from qbench.records import Caution, Score
-from synthetic_records import record
+from qbench.records import Caution, Record, Score
+from synthetic_records import TASKS, record
 
 CELL = record("gptq", 3).cell
 FINE = {
@@ -162,6 +162,23 @@ def test_a_task_that_tells_no_methods_apart_is_named(tmp_path):
     assert "mini-gsm8k" not in lint([near[0]], Pairs(near, tmp_path)), "one cell shows nothing"
 
 
+def asked_fewer(each: Record) -> Record:
+    """The same model, judged by a command that asked the first task alone."""
+    cell = each.cell.model_copy(update={"tasks": TASKS[:1]})
+    return each.model_copy(update={"cell": cell, "id": cell.id, "scores": each.scores[:1]})
+
+
+def test_a_model_is_not_held_against_itself_where_two_commands_asked_it(tmp_path):
+    alone = record("rtn", 3, damage=0.3)
+    twice = [with_items(each, tmp_path) for each in (alone, asked_fewer(alone))]
+    assert lint(twice, Pairs(twice, tmp_path)) == {}
+    near = [record(method, 3, damage=0.3) for method in ("rtn", "greedy")]
+    near = [with_items(each, tmp_path) for each in (*near, *map(asked_fewer, near))]
+    said = [c.text for cautions in lint(near, Pairs(near, tmp_path)).values() for c in cautions]
+    (text,) = [text for text in said if text.startswith("perplexity")]
+    assert "among 2 quantized cells" in text
+
+
 def test_what_a_record_carries_comes_first():
     carried = record("rtn", 3, warnings=(Caution(kind="size", text="large"),))
     assert [c.kind for c in lint([carried], Pairs([carried], None))[carried.id]] == ["size"]
@@ -203,3 +220,8 @@ def test_answers_that_became_longer_are_said(tmp_path):
         if expected:
             (text,) = [caution.text for caution in said if caution.kind == "length"]
             assert float(text.split()[2]) == pytest.approx(factor, abs=0.02)
+            cell = base.cell.model_copy(update={"tasks": TASKS[-1:]})
+            again = lengths(base.model_copy(update={"cell": cell, "id": cell.id}), tmp_path, before)
+            both = [base, again, other]
+            found = lint(both, Pairs(both, tmp_path))[other.id]
+            assert [c.text for c in found if c.kind == "length"] == [text], "once for both"

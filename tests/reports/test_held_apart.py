@@ -6,7 +6,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
+import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from qbench.comparison.costs import costs, elsewhere
@@ -14,7 +17,7 @@ from qbench.comparison.pairs import Pairs
 from qbench.comparison.ranks import MADE_BY, outdone, ranks, winners
 from qbench.experiment.store import Store
 from qbench.records import Caution, Cell, Judging, Latency, Record, digest
-from qbench.reports import latencies
+from qbench.reports import latencies, pictures, plots
 from qbench.reports.axes import panel
 from qbench.reports.cell_names import names, ordered, shared_parameters
 from qbench.reports.headline import headlines
@@ -74,7 +77,7 @@ def test_cells_are_judged_alike_in_a_task_whatever_else_was_asked(tmp_path: Path
     records = stored(made, tmp_path)
     pairs = Pairs(records, tmp_path)
     assert len({one.cell.evaluation for one in records}) == 2
-    assert {*names(records).values()} == {"unquantized", "rtn", "gptq"}
+    assert {*names(without_repeats(records)).values()} == {"unquantized", "rtn", "gptq"}
     assert ranks(records, PERPLEXITY, pairs) == {records[2].id: 2, records[3].id: 1}
     assert winners(records, PERPLEXITY, pairs) == {records[3].id}
     assert outdone(records, PERPLEXITY) == set()
@@ -98,6 +101,33 @@ def test_a_cell_that_was_asked_again_with_more_tasks_is_one_row(tmp_path: Path) 
     assert [f"cells/{one.id}.html" in page for one in records] == [False, True, True]
     edited = of_command(mine[1], *text, **{"mini-text": "c" * 12})
     assert edited in without_repeats([*records, edited]), "another question of the same name"
+
+
+def test_rows_of_one_model_that_was_asked_other_tasks_tell_them() -> None:
+    others = ("mini-divergence", "mini-arc_easy")
+    twice = [of_command(record("rtn", 3, 0.6), "mini-text", other) for other in others]
+    records = [*twice, of_command(record("rtn", 4, 0.2), "mini-text")]
+    called = names(without_repeats(records))
+    expected = [f"rtn tasks=mini-text,{other}" for other in others]
+    assert list(called.values()) == [*expected, "rtn"]
+
+
+@pytest.mark.parametrize("module", [plots, pictures])
+def test_a_picture_has_one_point_for_a_cell_that_was_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    drawn = []
+
+    def figure(records: Sequence[Record], *_: object) -> Figure:
+        drawn.append([one.id for one in records])
+        return Figure()
+
+    monkeypatch.setattr(plots, "first_figure", figure)
+    monkeypatch.setattr(pictures, "headline_figure", figure)
+    text, both = ("mini-text",), ("mini-text", "mini-divergence")
+    records = [of_command(record("rtn", 3, 0.6), *tasks) for tasks in (text, both)]
+    module.write(records, tmp_path)
+    assert drawn and all(ids == [records[1].id] for ids in drawn)
 
 
 def test_cells_of_an_edited_task_are_held_apart_in_this_task_alone(tmp_path: Path) -> None:
