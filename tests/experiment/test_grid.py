@@ -292,7 +292,7 @@ def test_bits_that_some_method_supports_are_no_mistake():
 @pytest.mark.parametrize(
     "method, values, message",
     [
-        ("gptq", {"damp": "-1"}, "method 'gptq': damp=-1.0: give 0 or more"),
+        ("gptq", {"damp": "-1"}, "method 'gptq': damp=-1.0 is too small; give 0 or more"),
         ("gptq", {"damp": "nan"}, "gptq.damp='nan' is no finite number"),
         ("gptq", {"block_size": "0"}, "block_size=0 is too small"),
         ("gptq", {"norm": "0"}, "norm=0.0: give more than 0"),

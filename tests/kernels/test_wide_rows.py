@@ -225,8 +225,10 @@ def test_a_zero_point_beyond_half_precision_is_left_to_others():
 def test_products_stay_asynchronous_and_registers_suffice(rows, bits, group_size):
     planes = planes_of(bits, group_size)
     config = Config(rows, 2, 2, 2)
-    function = wide_rows._function("multiply_wide", planes, torch.bfloat16, config, 0)
-    log = ptxas_log("wide_rows.cu", function.macros)
+    # Also of a configuration that finds no room beside so many parameters.
+    rings = dict(zip(wide_rows.STAGES, wide_rows.stages(planes, config), strict=True))
+    macros = wide_rows._of_planes(planes, torch.bfloat16) | rings | wide_rows._of(config)
+    log = ptxas_log("wide_rows.cu", macros)
     assert "multiply_wide" in log
     assert log.count("0 bytes spill stores, 0 bytes spill loads") == 2  # and in prepare
     assert "serialized" not in log

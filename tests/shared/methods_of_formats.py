@@ -30,7 +30,9 @@ class SteppedRTN(RTN):
     def quantize_weight(self, weight, scheme):
         made = super().quantize_weight(weight, scheme)
         scale = stored_scale(made.scale, 6)
-        zero = stored_zero_points(made.zero_point, made.scale, made.bits, 6)
+        zero = made.zero_point
+        if zero.is_floating_point():
+            zero = stored_zero_points(zero, made.scale, made.bits, 6)
         return Uniform(made.codes, scale, zero, made.bits, made.in_features, made.group_size)
 
 
