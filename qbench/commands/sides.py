@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from qbench.comparison.judging import code_of, declared_in, protocol
@@ -15,6 +16,8 @@ from qbench.experiment.store import read_records
 from qbench.files.atomic import write_whole_folder
 from qbench.files.ordinary import is_file, is_folder, is_there, ordinary_file
 from qbench.records import Record
+
+JUDGED = {"tasks", "evaluation"}  # fields of a cell: how it was judged, not what it is
 
 
 def read_side(
@@ -30,11 +33,10 @@ def read_side(
         return _one_record(spot, text)
     records, complaints = read_records(spot)
     if all(record.id != label for record in records):  # else that very cell is asked for
-        records = _asked(records, tasks or ())
-        newest, fields = _newest(records, spot, tasks)
+        newest, fields, older = _newest(records, spot, tasks)
         if fields:
             complaints.append(
-                f"{place} holds {len(records) - len(newest)} older cells beside newer ones of the "
+                f"{place} holds {older} older cells beside newer ones of the "
                 f"same label that differ in {', '.join(fields)}; those of the last command "
                 f"count, and {place}:ID chooses another"
             )
@@ -90,14 +92,15 @@ def _asked(records: Sequence[Record], tasks: Sequence[str]) -> list[Record]:
 
 def _newest(
     records: list[Record], folder: Path, tasks: Sequence[str] | None
-) -> tuple[list[Record], list[str]]:
+) -> tuple[list[Record], list[str], int]:
     """The newest of cells that differ only in what has no name, such as the method's source.
 
     The newest belong to the command that was given last, and among its cells they were written
     last. (Times of files alone do not do: a copy of a folder has others.) Of the other draws of a
     newest cell, those stay that differ from it in their seed alone, or in other tasks than `tasks`:
-    draws of an older source are none of the newer one's. Returns what stays, the newest last, and
-    the fields in which the cells that are left out differ.
+    draws of an older source are none of the newer one's, also where that was not asked the tasks.
+    Returns what stays, the newest last, the fields in which the cells that are left out differ, and
+    how many these are.
     """
     asked: dict[str, float] = {}
     for plan in read_plans(folder):  # the oldest first
@@ -107,26 +110,44 @@ def _newest(
         written = (folder / "records" / f"{record.id}.json").stat().st_mtime_ns
         age[record.id] = (asked.get(record.id, written / 1e9), written)
     records = sorted(records, key=lambda row: age[row.id])
+    if not tasks:
+        kept, fields = _like_newest(records, _differing)
+        return kept, sorted(fields), len(records) - len(kept)
+    made, fields = _like_newest(records, lambda row, other: _differing(row, other) - JUDGED)
+    whole = _asked(made, tasks)
+    kept, others = _like_newest(whole, partial(_judged_otherwise, tasks=tasks))
+    left_out = len(records) - len(made) + len(whole) - len(kept)
+    return kept, sorted(fields | others), left_out
+
+
+def _like_newest(
+    records: Sequence[Record], differing: Callable[[Record, Record], set[str]]
+) -> tuple[list[Record], set[str]]:
+    """Of records, the newest last, those like the newest of their label; in what the rest differ.
+
+    differing: the fields in which two records differ.
+    """
     newest = {cell_key(record.cell): record for record in records}
     kept = []
     fields: set[str] = set()
     for record in records:
-        differing = _differing(record, newest[cell_key(record.cell)], tasks)
-        fields |= differing
-        if not differing:
+        others = differing(record, newest[cell_key(record.cell)])
+        fields |= others
+        if not others:
             kept.append(record)
-    return kept, sorted(fields)
+    return kept, fields
 
 
-def _differing(record: Record, other: Record, tasks: Sequence[str] | None) -> set[str]:
-    """The fields, but for the seed, in which two cells differ.
+def _differing(record: Record, other: Record) -> set[str]:
+    """The fields, but for the seed, in which two cells differ."""
+    names = type(record.cell).model_fields.keys() - {"seed"}
+    return {name for name in names if getattr(record.cell, name) != getattr(other.cell, name)}
 
-    Of how they were judged, what is about `tasks` alone, where they are given.
-    """
-    judged = {"tasks", "evaluation"} if tasks else set()
-    names = type(record.cell).model_fields.keys() - {"seed"} - judged
-    fields = {name for name in names if getattr(record.cell, name) != getattr(other.cell, name)}
-    for task in tasks or ():
+
+def _judged_otherwise(record: Record, other: Record, tasks: Sequence[str]) -> set[str]:
+    """Of JUDGED, in what two cells differ as to these tasks."""
+    fields = set()
+    for task in tasks:
         if protocol(record, task) != protocol(other, task):
             fields.add("tasks")
         elif _code(record, task) != _code(other, task):

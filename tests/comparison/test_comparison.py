@@ -722,6 +722,19 @@ def test_draws_count_whatever_other_tasks_the_last_command_asked(
     assert done.code == 0 and not done.err
 
 
+def test_an_older_source_is_not_judged_for_a_newer_one_without_the_task(tmp_path: Path) -> None:
+    """A method that was edited, and then asked another task alone."""
+    old = draw(0, "wikitext")
+    newer = draw(0, "divergence")
+    edited = newer.cell.model_copy(update={"source": "2" * 12})
+    newer = newer.model_copy(update={"cell": edited, "id": edited.id})
+    side(tmp_path / "base", draw(0, "wikitext"))
+    side(tmp_path / "mine", old, newer)
+    os.utime(tmp_path / "mine" / "records" / f"{old.id}.json", ns=(1, 1))
+    done = run_command("compare", tmp_path / "base", tmp_path / "mine", *TEXT)
+    assert done.code == 2 and "differ in source" in " ".join(done.err.split())
+
+
 def test_draws_whose_task_was_judged_by_other_code_do_not_count(tmp_path: Path) -> None:
     draws = [draw(seed, "wikitext", code="c", damage=0.9) for seed in range(4)]
     side(tmp_path / "mine", *draws, draw(0, "wikitext", "divergence"))
